@@ -1,4 +1,4 @@
-"""Write `gpt2lib/` from the notebooks: every cell marked `#| export MODULE` goes to that module.
+"""Write `gpt2lib/` from the notebooks: a cell marked `#| export MODULE` goes there.
 
     python tools/export.py            write the modules
     python tools/export.py --check    change nothing; fail if a module differs
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def take_docstring(cell):
-    """Remove the string that opens `cell` and return it, quotes and all ('' if none)."""
+    """Remove the string that opens `cell` and return it with its quotes, or ''."""
     body = ast.parse(cell.source).body
     if not (body and isinstance(body[0], ast.Expr)):
         return ""
@@ -37,12 +37,12 @@ def take_docstring(cell):
 
 
 def export(notebooks, package):
-    """Write the modules of all `notebooks` into the folder `package`; return their names."""
+    """Write the modules of all `notebooks` into `package`; return their names."""
     owner, defined_in = {}, {}
     for path in notebooks:
         modules = ExportModuleProc()
         NBProcessor(path, [modules]).process()
-        # A code cell names its module; "#" holds the rest (the title, a bare `#| export`).
+        # "#" holds the title, and a code cell that names no module.
         if any(cell.cell_type == "code" for cell in modules.modules.pop("#", [])):
             sys.exit(f"{path.name}: a cell says `#| export` without naming its module")
         for name, cells in modules.modules.items():
@@ -84,7 +84,9 @@ def main():
         print(f"exported {len(names)} modules: {', '.join(names)}")
         return
     with tempfile.TemporaryDirectory() as folder:
-        fresh = Path(folder) / "gpt2lib"  # imports become relative to this folder's name
+        fresh = (
+            Path(folder) / "gpt2lib"
+        )  # imports become relative to this folder's name
         faults = compare(fresh, ROOT / "gpt2lib", export(notebooks, fresh))
     if faults:
         sys.exit("\n".join([*faults, "Run `make export` and commit the result."]))

@@ -3,9 +3,9 @@
     python tools/run_notebooks.py                       all of them
     python tools/run_notebooks.py notebooks/phase1.ipynb ...
 
-Outputs are made in book mode (`GPT2LIB_BOOK=1`): interactive figures store their state,
-and the site brings the script. Widget state is never stored. A second run changes nothing
-in git but the outputs of cells tagged `nbval-ignore-output`.
+Outputs are made in book mode (`GPT2LIB_BOOK=1`): interactive figures store their
+state, and the site brings the script. Widget state is never stored. A second run changes
+nothing in git but the outputs of cells tagged `nbval-ignore-output`.
 """
 
 import argparse
