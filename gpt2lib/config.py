@@ -48,14 +48,17 @@ class GPT2Config:
         return sum(parameters_by_part(self).values())
 
 # %% ../notebooks/phase0_foundation.ipynb #config-rules
+def _whole(name, value):
+    """Return `value` if it is an integer of at least 1, else raise `ValueError`."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return value
+
+
 def _check(config):
     """Raise `ValueError` unless every field of `config` is possible."""
     for field in fields(config)[:5]:
-        size = getattr(config, field.name)
-        if type(size) is not int or size < 1:
-            raise ValueError(
-                f"{field.name} must be an integer of at least 1, got {size!r}"
-            )
+        _whole(field.name, getattr(config, field.name))
     if config.n_embd % config.n_head != 0:
         raise ValueError(
             f"n_embd must be a multiple of n_head: {config.n_embd} features "
@@ -102,9 +105,7 @@ def flops_by_part(config: GPT2Config, n_tokens: int | None = None) -> dict[str, 
     multiply-add, the full T x T of attention counted (a kernel that skips the masked
     half does less). A training step costs about three times as much.
     """
-    T = config.block_size if n_tokens is None else n_tokens
-    if type(T) is not int or T < 1:
-        raise ValueError(f"n_tokens must be an integer of at least 1, got {T!r}")
+    T = _whole("n_tokens", config.block_size if n_tokens is None else n_tokens)
     C, N = config.n_embd, config.n_layer
     return {
         "attention, projections": N * 2 * T * 4 * C * C,
@@ -123,7 +124,8 @@ def memory_by_part(
     what autograd keeps, for this library's model without dropout and with an attention
     kernel that does not store the T x T matrix.
     """
-    T = config.block_size if n_tokens is None else n_tokens
+    T = _whole("n_tokens", config.block_size if n_tokens is None else n_tokens)
+    B = _whole("batch_size", batch_size)
     C, N, H = config.n_embd, config.n_layer, config.n_head
     block = 16 * C + H + 4  # see the list above, plus the norms' statistics
     per_token = N * block + 2 * C + config.vocab_size
@@ -132,5 +134,5 @@ def memory_by_part(
         "weights": weights,
         "gradients": weights,
         "Adam's averages": 2 * weights,
-        "activations": 4 * batch_size * T * per_token,
+        "activations": 4 * B * T * per_token,
     }
