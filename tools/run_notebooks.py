@@ -4,7 +4,7 @@
     python tools/run_notebooks.py notebooks/phase1.ipynb ...
 
 Outputs are made in book mode (`GPT2LIB_BOOK=1`): interactive figures store their
-state, and the site brings the script. Widget state is never stored. A second run changes
+state, and the site brings the script. Widget state is never stored. A rerun changes
 nothing in git but the outputs of cells tagged `nbval-ignore-output`.
 """
 
