@@ -81,11 +81,25 @@ class _Html:
 
 
 _DESCRIPTION = """Tokens (B, T) become vectors (B, T, C): token embedding plus
-position embedding, then dropout. The residual stream runs straight through N blocks; in
-each, attention and then feedforward read it through a norm and add to it. The final norm
-and the lm head, whose weights are the token embedding's, give logits (B, T, V). The loss
-compares them with the known next token and a training step moves all weights; or
-sampling draws the next token, which joins the tokens."""
+position embedding, then dropout. The residual stream runs straight through N blocks;
+in each, attention and then feedforward read it through a norm and add to it. The final
+norm and the lm head, whose weights are the token embedding's, give logits (B, T, V).
+The loss compares them with the known next token and a training step moves all weights;
+or sampling draws the next token, which joins the tokens."""
+
+# %% ../notebooks/appendix_figures.ipynb #map-marks
+def _mark(svg, lit, links):
+    """The drawing with the groups in `lit` marked, and those in `links` made links."""
+
+    def mark(group):
+        shapes, part = group[0], group["part"]
+        if part in lit:
+            shapes = shapes.replace("<g ", '<g class="lit" ', 1)
+        if part in links:
+            shapes = f'<a href="{escape(links[part])}">{shapes}</a>'
+        return shapes
+
+    return re.sub(r'<g data-part="(?P<part>\w+)">.*?</g>', mark, svg, flags=re.DOTALL)
 
 # %% ../notebooks/appendix_figures.ipynb #gpt2-map
 def gpt2_map(lit=(), links=None):
@@ -94,49 +108,48 @@ def gpt2_map(lit=(), links=None):
     `links` gives parts an address: `{"attention": "phase1.html"}`.
     Raises `ValueError` for a part that is not in the drawing, and names those that are.
     """
-    lit, links = {lit} if isinstance(lit, str) else set(lit), links or {}
-    for part in (*lit, *links):
+    lit, links = [lit] if isinstance(lit, str) else list(lit), links or {}
+    for part in [*lit, *links]:
         if part not in _PARTS:
             raise ValueError(f"no part {part!r} in GPT-2's map; it has {list(_PARTS)}")
-    lit = [part for part in _PARTS if part in lit]
+    lit = {part.replace("_", " "): part for part in _PARTS if part in lit}
 
-    def mark(group):
-        shapes, part = group[0], group["part"]
-        if part in lit:
-            shapes = shapes.replace("<g ", '<g class="lit" ', 1)
-        href = links.get(part)
-        return f'<a href="{escape(href)}">{shapes}</a>' if href else shapes
-
-    names = [part.replace("_", " ") for part in lit]
-    title = f"GPT-2; lit: {', '.join(names)}" if lit else "GPT-2"
-    name = "-".join(["gpt2-map", *lit])
+    title = f"GPT-2; lit: {', '.join(lit)}" if lit else "GPT-2"
+    ids = "-".join(["gpt2-map", *lit.values()])
     head = (
         f' role="{"group" if links else "img"}"'
-        f' aria-labelledby="{name}-title" aria-describedby="{name}-desc">'
-        f'<title id="{name}-title">{title}</title>'
-        f'<desc id="{name}-desc">{" ".join(_DESCRIPTION.split())}</desc>'
+        f' aria-labelledby="{ids}-title" aria-describedby="{ids}-desc">'
+        f'<title id="{ids}-title">{title}</title>'
+        f'<desc id="{ids}-desc">{" ".join(_DESCRIPTION.split())}</desc>'
     )
     svg = (_STATIC / "map.svg").read_text("utf-8").replace(">", head, 1)
-    svg = re.sub(r'<g data-part="(?P<part>\w+)">.*?</g>', mark, svg, flags=re.DOTALL)
-    said = [f"<li><b>{n}</b>: {_PARTS[p]}</li>" for n, p in zip(names, lit, strict=True)]
-    caption = f"<figcaption><ul>{''.join(said)}</ul></figcaption>" if said else ""
-    return _Html(title, f'<figure class="gpt2-map-figure">{svg}{caption}</figure>')
+    items = [f"<li><b>{name}</b>: {_PARTS[part]}</li>" for name, part in lit.items()]
+    caption = f"<figcaption><ul>{''.join(items)}</ul></figcaption>" if items else ""
+    drawing = _mark(svg, lit.values(), links) + caption
+    return _Html(title, f'<figure class="gpt2-map-figure">{drawing}</figure>')
 
 # %% ../notebooks/appendix_figures.ipynb #explore-frame
-def _frame(result, alt, spec, top):
-    """What `draw` returned, as the page's script takes it; `top` is the longest bar."""
+def _number(number, spec):
+    """The number as text: by `spec`, or whole from 100 on, else to three digits."""
+    return format(number, spec or (",.0f" if number >= 100 else ".3g"))
+
+
+def _frame(result, alt, top, spec):
+    """What `draw` returned, in the form in which the page's script takes it."""
     if isinstance(result, str):
         return {"text": result, "alt": alt} if alt else {"text": result}
     if isinstance(result, dict):
         if not result or min(result.values()) < 0:
             raise ValueError(f"explore: bars need numbers of 0 or more, got {result}")
-        largest = max(result, key=result.get)
+        first = max(result, key=result.get)
+        top = top or result[first] or 1
+        bars = [
+            [str(label), _number(n, spec), round(min(float(n / top), 1), 2)]
+            for label, n in result.items()
+        ]
         return {
-            "bars": [
-                [str(label), format(number, spec), round(float(number / (top or 1)), 2)]
-                for label, number in result.items()
-            ],
-            "alt": alt or f"highest: {largest}, {format(result[largest], spec)}",
+            "bars": bars,
+            "alt": alt or f"most: {first}, {_number(result[first], spec)}",
         }
     if isinstance(result, Figure):
         if not alt:
@@ -144,10 +157,12 @@ def _frame(result, alt, spec, top):
         plt.close(result)
         svg = b64encode(print_figure(result, "svg", **_svg_options()).encode())
         return {"image": f"data:image/svg+xml;base64,{svg.decode()}", "alt": alt}
-    raise TypeError(f"explore: draw gave {type(result).__name__}, not str, dict, Figure")
+    raise TypeError(
+        f"explore: draw gave {type(result).__name__}, not str, dict, Figure"
+    )
 
-# %% ../notebooks/appendix_figures.ipynb #explore-markup-cell
-def _frame_html(frame, columns, digits):
+# %% ../notebooks/appendix_figures.ipynb #explore-frame-html
+def _frame_html(frame, columns):
     """A frame as HTML that needs no script."""
     alt = escape(frame.get("alt", ""))
     if "text" in frame:
@@ -155,12 +170,13 @@ def _frame_html(frame, columns, digits):
     elif "image" in frame:
         inner = f'<img src="{frame["image"]}" alt="{alt}">'
     else:
-        heads = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+        heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in columns)
         rows = "".join(
             f'<tr><th scope="row">{escape(label)}</th>'
             f'<td style="--share:{share}"><span>{number}</span></td></tr>'
             for label, number, share in frame["bars"]
         )
+        digits = max(len(number) for _, number, _ in frame["bars"])
         inner = (
             f'<table class="explore-bars" style="--digits:{digits}ch">'
             f"<caption>{alt}</caption><thead><tr>{heads}</tr></thead>"
@@ -169,96 +185,88 @@ def _frame_html(frame, columns, digits):
     return f'<div class="explore-frame">{inner}</div>'
 
 # %% ../notebooks/appendix_figures.ipynb #explore-controls
-def _controls(frame_html, values):
-    """The live form: ipywidgets that show `frame_html(**chosen)`, made at each move."""
+def _controls(html, values, title):
+    """The live form: sliders over `html(**chosen)`, made again at each move."""
     sliders = {
         name: ipywidgets.SelectionSlider(
             options=[(str(choice), choice) for choice in choices], description=name
         )
         for name, choices in values.items()
     }
-    style = f"<style>{(_STATIC / 'book.css').read_text('utf-8')}</style>"
     shown = ipywidgets.HTML()
+    style = f"<style>{(_STATIC / 'book.css').read_text('utf-8')}</style>"
 
     def update(_=None):
         chosen = {name: slider.value for name, slider in sliders.items()}
-        shown.value = style + frame_html(**chosen)
+        shown.value = style + html(**chosen)
 
     for slider in sliders.values():
         slider.observe(update, "value")
     update()
-    return ipywidgets.VBox([*sliders.values(), shown])
+    heading = [ipywidgets.HTML(f"<b>{escape(title)}</b>")] if title else []
+    return ipywidgets.VBox([*heading, *sliders.values(), shown])
 
 # %% ../notebooks/appendix_figures.ipynb #explore-page
-def _page(frames, columns, digits, values):
-    """The static form: all frames as JSON, the first one to see without a script."""
-    state = {
-        "controls": [
-            {"name": name, "choices": [str(choice) for choice in choices]}
-            for name, choices in values.items()
-        ],
-        "columns": list(columns),
-        "digits": digits,
-        "frames": frames,
-    }
+def _page(frames, columns, values, title):
+    """The static form: all frames as JSON, the first to be seen without a script."""
+    controls = [
+        {"name": name, "choices": [str(choice) for choice in choices]}
+        for name, choices in values.items()
+    ]
+    state = {"controls": controls, "columns": columns, "frames": frames, "title": title}
     data = json.dumps(state, ensure_ascii=False, separators=(",", ":"))
-    first = [f"{name}: {choices[0]}" for name, choices in values.items()]
+    for sign in "<>&'":
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    name = escape(title or ", ".join(values))
+    first = ", ".join(f"{name}: {choices[0]}" for name, choices in values.items())
     html = (
-        f'<gpt2-explore role="group" aria-label="{escape(", ".join(values))}">'
-        f"<p>{escape(', '.join(first))}</p>{_frame_html(frames[0], columns, digits)}"
-        f'<script type="application/json">{data.replace("<", chr(92) + "u003c")}</script>'
-        "</gpt2-explore>"
+        f'<gpt2-explore role="group" aria-label="{name}" data-state=\'{data}\'>'
+        f"<p>{escape(first)}</p>{_frame_html(frames[0], columns)}</gpt2-explore>"
     )
     if len(html) > 150_000:
         size = f"{len(frames)} frames take {len(html) // 1000} kB"
-        raise ValueError(f"explore: {size}; a page bears 150: use fewer or lighter ones")
+        raise ValueError(
+            f"explore: {size}; a page bears 150: use fewer or lighter ones"
+        )
     if not _in_book():
-        style, script = ((_STATIC / f).read_text("utf-8") for f in _ASSETS)
+        style = (_STATIC / "book.css").read_text("utf-8")
+        script = (_STATIC / "explore.js").read_text("utf-8")
         html = f"<style>{style}</style>{html}<script>{script}</script>"
     return html
 
-
-_ASSETS = ("book.css", "explore.js")
-
 # %% ../notebooks/appendix_figures.ipynb #explore
-def explore(draw, *, alt=None, columns=("item", "value"), spec=".3g", **values):
+def explore(
+    draw, *, title="", alt=None, columns=("item", "value"), top=None, spec="", **values
+):
     """Sliders over `draw(**chosen)`, one for each `name=list of choices` in `values`.
 
-    `draw` returns a text, a dict of label -> number, drawn as bars under the headings
-    `columns` with numbers in the format `spec`, or a `Figure`. `alt` says what a frame
-    shows: a text or `alt(**chosen)`; figures must have it.
+    `draw` returns a text, a `Figure`, or a dict of label -> number, drawn as bars
+    under the headings `columns`: numbers in the format `spec`, `top` the number of a
+    full bar (default: the largest of the frame). `alt` says what a frame shows; figures
+    must have it. `top` and `alt` may be functions of the choices.
 
-    With a kernel `draw` runs at each move. In the book, and where there is no kernel, it
-    runs beforehand for each combination of choices; together the frames may take 150 kB.
-    Bars repeat on any machine; a figure's coordinates may not, so give a cell that shows
-    one the tag `nbval-ignore-output`, and assert what matters in the next.
+    With a kernel `draw` runs at each move. In the book, and where there is no kernel,
+    it runs beforehand for each combination; all frames together may take 150 kB. Bars
+    repeat on any machine; a figure's coordinates may not, so tag a cell that shows one
+    `nbval-ignore-output`, and assert what matters in the next.
     """
     combinations = [
         dict(zip(values, chosen, strict=True))
         for chosen in itertools.product(*values.values())
     ]
     if not values or not combinations:
-        raise ValueError("explore: needs choices, as name=[...], and each list some")
-    live = getattr(get_ipython(), "kernel", None) is not None and not _in_book()
-    results = [draw(**combinations[0])]
-    if not live or isinstance(results[0], dict):  # all bars share one scale
-        results += [draw(**chosen) for chosen in combinations[1:]]
-    bars = [n for result in results if isinstance(result, dict) for n in result.values()]
-    top = max(bars, default=0)
-    digits = max((len(format(number, spec)) for number in bars), default=0)
+        raise ValueError("explore: give each slider its choices, as name=[...]")
 
-    def frame(chosen, result):
+    def frame(**chosen):
         said = alt(**chosen) if callable(alt) else alt
-        return _frame(result, said, spec, top)
+        full = top(**chosen) if callable(top) else top
+        return _frame(draw(**chosen), said, full, spec)
 
-    if live:
-        return _controls(
-            lambda **chosen: _frame_html(frame(chosen, draw(**chosen)), columns, digits),
-            values,
-        )
-    frames = [frame(*pair) for pair in zip(combinations, results, strict=True)]
-    text = ", ".join(f"{name} from {choices}" for name, choices in values.items())
-    return _Html(f"explore: {text}", _page(frames, columns, digits, values))
+    if getattr(get_ipython(), "kernel", None) is not None and not _in_book():
+        return _controls(lambda **c: _frame_html(frame(**c), columns), values, title)
+    frames = [frame(**chosen) for chosen in combinations]
+    text = ", ".join(f"{name} in {list(choices)}" for name, choices in values.items())
+    return _Html(f"explore: {text}", _page(frames, columns, values, title))
 
 # %% ../notebooks/appendix_figures.ipynb #glue
 def glue(name, value, spec=""):

@@ -10,7 +10,7 @@
     return element;
   };
 
-  const drawBars = ({ alt, bars }, { columns, digits }) => {
+  const drawBars = ({ alt, bars }, columns) => {
     const heads = columns.map((text) => make("th", { scope: "col", textContent: text }));
     const rows = bars.map(([label, number, share]) => {
       const cell = make("td", {}, make("span", { textContent: number }));
@@ -21,26 +21,27 @@
       make("caption", { textContent: alt }),
       make("thead", {}, make("tr", {}, ...heads)),
       make("tbody", {}, ...rows));
+    const digits = Math.max(...bars.map(([, number]) => number.length));
     table.style.setProperty("--digits", `${digits}ch`);
     return table;
   };
 
-  const drawFrame = (frame, state) => {
-    if (frame.bars) return drawBars(frame, state);
+  const drawFrame = (frame, columns) => {
+    if (frame.bars) return drawBars(frame, columns);
     if (frame.image) return make("img", { src: frame.image, alt: frame.alt });
     return make("pre", { textContent: frame.text, tabIndex: 0 });
   };
 
   class Explore extends HTMLElement {
     connectedCallback() {
-      // A page that is still being parsed has not reached this element's content.
+      // While a page is being parsed, this element's content may be yet to come.
       if (document.readyState !== "loading") this.start();
       else document.addEventListener("DOMContentLoaded", () => this.start(), { once: true });
     }
 
     start() {
       if (this.frame) return; // moved within the page: it runs already
-      this.state = JSON.parse(this.querySelector("script").textContent);
+      this.state = JSON.parse(this.dataset.state);
       this.frame = make("div", { className: "explore-frame" });
       this.said = make("p", { className: "explore-said", role: "status" });
       const rows = this.state.controls.map(({ name, choices }) => {
@@ -51,7 +52,9 @@
         return { choices, input, shown, row: make("label", {}, make("span", { textContent: name }), input, shown) };
       });
       this.controls = rows;
+      const title = this.state.title;
       this.replaceChildren(
+        ...(title ? [make("p", { className: "explore-title", textContent: title })] : []),
         make("div", { className: "explore-controls" }, ...rows.map(({ row }) => row)),
         this.frame, this.said);
       this.update(false);
@@ -66,7 +69,7 @@
         input.setAttribute("aria-valuetext", choice);
       }
       const frame = this.state.frames[index];
-      this.frame.replaceChildren(drawFrame(frame, this.state));
+      this.frame.replaceChildren(drawFrame(frame, this.state.columns));
       if (announce) this.said.textContent = frame.alt ?? frame.text;
     }
   }
