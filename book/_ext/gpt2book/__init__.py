@@ -1,0 +1,16 @@
+"""The Sphinx extension of this book's site.
+
+- `maths`    formulas become HTML and MathML when the book is built
+- `cells`    every notebook cell can be linked to; exported cells say where they go
+- `library`  the page of public names and the source of each module
+- `drawing`  the map of GPT-2, with links
+- `pages`    scripts, style sheets and small mends of the finished pages
+"""
+
+from . import cells, drawing, library, maths, pages
+
+
+def setup(app):
+    for part in (maths, cells, library, drawing, pages):
+        part.setup(app)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,113 @@
+"""Scripts, style sheets and small mends of the finished pages.
+
+The theme asks for more than a page of this book needs, and a few of its tags trouble
+screen readers. The mends below are made on the written HTML, where they do not depend
+on the theme's templates. The log of a build names those that found nothing to mend:
+when the theme has changed, they can go.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parents[3] / "gpt2lib" / "static"
+
+# Follow the system's light or dark mode before the first paint.
+THEME = """<script>
+    (() => {
+      let stored = {};
+      try { stored = localStorage; } catch { /* refused: use the system's */ }
+      const mode = stored.mode || "auto";
+      const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+      const root = document.documentElement;
+      root.dataset.mode = mode;
+      root.dataset.theme = mode === "auto" ? (dark ? "dark" : "light") : mode;
+    })();
+  </script>"""
+
+# Why, what to find, and what to put there.
+MENDS = [
+    ("no flash of the wrong theme", r"<script data-cfasync.*?</script>", THEME),
+    ("without a script: light", r'(<html [^>]*) data-theme="auto"', r"\1"),
+    ("1.5 MB for what a font does", r"<script[^>]*fontawesome\.js[^>]*></script>", ""),
+    (
+        SEARCH := "search runs on its own page",
+        r'<script src="[^"]*(searchtools|language_data|searchindex)\.js"></script>',
+        "",
+    ),
+    (
+        "it is there already",
+        r'<meta name="viewport" content="width=device-width, initial-scale=1"/>',
+        "",
+    ),
+    ("the summary's words say more", r' aria-label="Toggle hidden content"', ""),
+    (
+        "the button's words say more",
+        r'(<button class="btn search-button-field[^>]*) aria-label="Search"',
+        r"\1",
+    ),
+    ("an empty cell heads nothing", r"<th[^>]*>(<p></p>)?</th>", "<td></td>"),
+    (
+        "a landmark for the book's title",
+        r'(<div id="pst-primary-sidebar")',
+        r'\1 role="region" aria-label="The book"',
+    ),
+    (
+        "ARIA 1.2 has no such role outside a list",
+        r'(<div class="citation"[^>]*) role="doc-biblioentry"',
+        r'\1 role="listitem"',
+    ),
+]
+UNUSED = ["_static/scripts/fontawesome.js*", "_static/**/*.map", "_static/*macros.html"]
+
+
+def mend_pages(app, error):
+    """Apply `MENDS` to every page, and delete what no page loads any more."""
+    if error or app.builder.name != "html":
+        return
+    out, found = Path(app.outdir), dict.fromkeys((why for why, *_ in MENDS), 0)
+    for path in out.rglob("*.html"):
+        text = path.read_text("utf-8")
+        for why, pattern, new in MENDS:
+            if path.name == "search.html" and why == SEARCH:
+                continue
+            text, count = re.subn(pattern, new, text, flags=re.S)
+            found[why] += count
+        path.write_text(text, "utf-8")
+    for pattern in UNUSED:
+        for path in out.glob(pattern):
+            path.unlink()
+    shutil.rmtree(out / "_static" / "locales", ignore_errors=True)
+    for why in (why for why, count in found.items() if not count):
+        logger.info("pages: a mend found nothing: %s", why)
+
+
+def flatten_buttons(app, page, template, context, doctree):
+    """Show a menu of one entry as a button."""
+    buttons = []
+    for button in context.get("header_buttons", []):
+        alone = button["type"] == "group" and len(button["buttons"]) == 1
+        buttons.append(button["buttons"][0] | {"text": ""} if alone else button)
+    context["header_buttons"] = buttons
+
+
+def add_files(app):
+    """Load our script, and those of the library's figures, on every page."""
+    app.add_js_file("site.js", loading_method="defer")
+    for path in sorted(STATIC.glob("*.js")) + sorted(STATIC.glob("*.css")):
+        app.config.html_static_path.append(str(path))
+        if path.suffix == ".js":
+            app.add_js_file(path.name, loading_method="defer")
+        else:
+            app.add_css_file(path.name)
+
+
+def setup(app):
+    app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it
+    app.connect("builder-inited", add_files)
+    app.connect("html-page-context", flatten_buttons, priority=900)
+    app.connect("build-finished", mend_pages, priority=900)

@@ -1,0 +1,27 @@
+// The few things that the book's pages need a script for.
+
+// Opened from a folder, a browser refuses to fetch: search goes without excerpts.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+// What scrolls sideways can be reached and scrolled with the keyboard.
+const wide = ".math, pre, .output, .pst-scrollable-table-container";
+const markScrollable = () => {
+  for (const element of document.querySelectorAll(wide)) {
+    const scrolls = element.scrollWidth > element.clientWidth + 1;
+    if (scrolls) element.tabIndex = 0;
+    else element.removeAttribute("tabindex");
+  }
+};
+addEventListener("DOMContentLoaded", markScrollable);
+addEventListener("resize", markScrollable);
+document.addEventListener("toggle", markScrollable, true); // a fold was opened
+
+// A link to a cell that is folded away opens it.
+const openTarget = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  for (let node = target; node; node = node.parentElement) {
+    if (node.tagName === "DETAILS") node.open = true;
+  }
+};
+addEventListener("DOMContentLoaded", openTarget);
+addEventListener("hashchange", openTarget);
