@@ -1,0 +1,58 @@
+"""`make address`: the repository's address, changed once and stamped elsewhere."""
+
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from tools.address import stamp
+
+HERE, FORK = "gpt2-from-scratch/gpt2-from-scratch", "some-body/my.book"
+OTHERS = "See https://github.com/karpathy/char-rnn and `repository` there."
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """Copy what holds an address, with the address of a fork in `_config.yml`."""
+    for name in ("README.md", "_config.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    config = tmp_path / "_config.yml"
+    config.write_text(config.read_text("utf-8").replace(HERE, FORK), "utf-8")
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text("utf-8") + OTHERS, "utf-8")
+    return tmp_path
+
+
+def test_a_fork_is_told_and_stamped(fork):
+    files = {sentence.partition(":")[0] for sentence in stamp(fork, check=True)}
+    assert {"README.md", "notebooks/phase0_foundation.ipynb"} <= files
+    stamp(fork)
+    assert stamp(fork, check=True) == []
+    for path in [fork / "README.md", *fork.glob("notebooks/*.ipynb")]:
+        assert HERE not in path.read_text("utf-8"), path.name
+
+
+def test_links_to_other_repositories_stay(fork):
+    stamp(fork)
+    assert (fork / "README.md").read_text("utf-8").endswith(OTHERS)
+
+
+def test_stamping_again_changes_nothing(fork):
+    stamp(fork)
+    before = {path: path.read_bytes() for path in fork.rglob("*.*") if path.is_file()}
+    assert stamp(fork) == []
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_setup_cell_without_an_address_is_told(fork):
+    path = fork / "notebooks" / "phase0_foundation.ipynb"
+    path.write_text(path.read_text("utf-8").replace("repository =", "there ="), "utf-8")
+    assert any("setup cell" in sentence for sentence in stamp(fork, check=True))
+
+
+def test_an_address_that_colab_cannot_open_is_refused(fork):
+    config = fork / "_config.yml"
+    config.write_text(config.read_text("utf-8").replace("github.com", "example.org"))
+    with pytest.raises(SystemExit, match="OWNER/NAME"):
+        stamp(fork)
