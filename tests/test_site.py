@@ -1,0 +1,359 @@
+"""The built book in a browser without a network, as a reader meets it.
+
+The pages are those in `_build/html`; if they are missing or older than their sources,
+they are built first. Every page is opened once in light and once in dark, and the tests
+look at what was found there. In the environment, `CHROMIUM` names a browser other than
+Debian's, and `SITE` the folder of another built book.
+"""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT
+from conftest import NOTEBOOKS, ROOT
+from playwright.sync_api import sync_playwright
+
+HTML = ROOT / "_build" / "html"
+SOURCES = ["_config.yml", "_toc.yml", "book", "notebooks", "gpt2lib"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+Visit = namedtuple("Visit", "page faults axe narrow facts")
+
+
+def newest(path):
+    paths = [path] if path.is_file() else path.rglob("*")
+    return max(
+        (p.stat().st_mtime for p in paths if "__pycache__" not in p.parts), default=0
+    )
+
+
+@pytest.fixture(scope="session")
+def site():
+    """Return the folder of the built book, built anew if it is not up to date."""
+    if "SITE" in os.environ:
+        return Path(os.environ["SITE"])
+    index = HTML / "book" / "index.html"
+    age = index.stat().st_mtime if index.exists() else 0
+    if age < max(newest(ROOT / name) for name in SOURCES):
+        command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(ROOT)]
+        flags = ["--all", "-W", "-n", "--keep-going", "--quiet"]
+        result = subprocess.run(command + flags, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    return HTML
+
+
+@pytest.fixture(scope="session")
+def server(site):
+    """Serve the book on this machine; return its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(site))
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{found.server_port}/"
+    found.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield running
+        running.close()
+
+
+def open_tab(browser, base, scheme="light"):
+    """Return a tab that reaches `base` alone, and the list of what goes wrong in it."""
+    context = browser.new_context(viewport=WIDE, color_scheme=scheme)
+    tab, faults = context.new_page(), []
+    foreign = re.compile(f"^(?!{re.escape(base)}|data:|blob:)")
+
+    def refuse(route):
+        faults.append(f"asks another host: {route.request.url}")
+        route.abort()
+
+    context.route(foreign, refuse)
+    tab.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
+    tab.on(
+        "response",
+        lambda answer: answer.status < 400 or faults.append(f"missing: {answer.url}"),
+    )
+    tab.on("pageerror", lambda error: faults.append(f"script error: {error}"))
+    tab.on(
+        "console",
+        lambda said: said.type != "error" or faults.append(f"console: {said.text}"),
+    )
+    return tab, faults
+
+
+# What a page says of itself, collected in the page.
+FACTS = """() => {
+  const all = (selector, of) => [...document.querySelectorAll(selector)].map(of);
+  const label = (e) => e.ariaLabel || e.querySelector("title")?.textContent
+    || document.getElementById(e.getAttribute("aria-labelledby"))?.textContent || "";
+  return {
+    title: document.title,
+    text: document.querySelector("main").textContent,
+    ids: all("[id]", (e) => e.id),
+    links: all("a[href]", (e) => new URL(e.getAttribute("href"), location).href),
+    images: all("img", (e) => [e.getAttribute("alt"), !!e.closest("article"), e.src]),
+    drawings: all('article svg:not([aria-hidden="true"]):not([aria-hidden] *)', label),
+    headings: all("main :is(h1, h2, h3, h4, h5, h6)", (e) => e)
+      .filter((e) => !e.closest("#jb-print-docs-body")).map((e) => +e.tagName[1]),
+    marks: all(".export-mark a", (e) => [e.closest("[id]").id, e.href]),
+    names: all("dl.py > dt[id]", (e) => [e.id, [
+      ...e.parentElement.querySelectorAll(":scope > dd > p a")].map((a) => a.href)]),
+  };
+}"""
+
+# Left out are formulas, hundreds of spans in the colour of their text, and the words of
+# code on all pages but one: their colours are the same everywhere.
+AXE = """async ([rules, everything]) => {
+  const exclude = everything ? [[".katex"]] : [[".katex"], [".highlight span"]];
+  const options = {preload: false, resultTypes: ["violations"]};
+  if (rules) options.runOnly = {type: "rule", values: rules};
+  const found = await axe.run({exclude}, options);
+  return found.violations.flatMap((v) => v.nodes.map((n) => `${v.id}: ${n.html}`));
+}"""
+
+
+def visit(tab, faults, base, name, rules):
+    faults.clear()
+    tab.set_viewport_size(WIDE)
+    tab.goto(base + name)
+    tab.evaluate(AXE_SCRIPT)
+    axe = tab.evaluate(AXE, [rules, name == "gpt2lib/config.html"])
+    facts = tab.evaluate(FACTS)
+    tab.set_viewport_size(PHONE)
+    narrow = tab.evaluate("document.documentElement.scrollWidth")
+    return Visit(name, list(faults), axe, narrow, facts)
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    """Return the names of the book's pages; `index.html` only leads to the first."""
+    names = [path.relative_to(site).as_posix() for path in site.rglob("*.html")]
+    return sorted(name for name in names if name != "index.html")
+
+
+@pytest.fixture(scope="session")
+def light(pages, server, browser):
+    """Return a visit of every page, in light, with every rule of axe."""
+    tab, faults = open_tab(browser, server, "light")
+    return [visit(tab, faults, server, name, None) for name in pages]
+
+
+@pytest.fixture(scope="session")
+def dark(pages, server, browser):
+    """Return a visit of every page, in dark, with axe's rule of contrast."""
+    tab, faults = open_tab(browser, server, "dark")
+    return [visit(tab, faults, server, name, ["color-contrast"]) for name in pages]
+
+
+def report(faults):
+    """Fail with one line for each fault."""
+    assert not faults, "\n" + "\n".join(sorted(set(faults)))
+
+
+def test_the_book_has_its_pages(pages):
+    wanted = {f"notebooks/{path.stem}.html" for path in NOTEBOOKS}
+    wanted |= {"search.html", "book/glossary.html", "gpt2lib/config.html"}
+    assert wanted <= set(pages)
+
+
+def test_nothing_fails_and_nobody_else_is_asked(light, dark):
+    report([f"{v.page}: {fault}" for v in light + dark for fault in v.faults])
+
+
+def test_accessible_in_light_and_readable_in_dark(light, dark):
+    report(
+        [f"{v.page} (light): {fault}" for v in light for fault in v.axe]
+        + [f"{v.page} (dark): {fault}" for v in dark for fault in v.axe]
+    )
+
+
+def test_dark_follows_the_system(server, browser):
+    for scheme in ("light", "dark"):
+        tab, _ = open_tab(browser, server, scheme)
+        tab.goto(server + "book/index.html")
+        assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+
+
+def test_no_sideways_scroll_on_a_phone(light, dark):
+    report(
+        [
+            f"{v.page}: {v.narrow} pixels wide on a phone of {PHONE['width']}"
+            for v in light + dark
+            if v.narrow > PHONE["width"]
+        ]
+    )
+
+
+def test_images_are_described(light):
+    faults = []
+    for page, *_, facts in light:
+        for alt, in_text, source in facts["images"]:
+            path = re.search(r"[/\\]|\.(svg|png)$|^_?images", alt or "")
+            if alt is None or path or (in_text and not alt.strip()):
+                faults.append(f"{page}: {source} has the alt text {alt!r}")
+        faults += [
+            f"{page}: an unlabelled drawing" for it in facts["drawings"] if not it
+        ]
+    report(faults)
+
+
+def test_headings_in_order(light):
+    faults = []
+    for page, *_, facts in light:
+        levels = facts["headings"]
+        if levels[:1] != [1] or levels.count(1) != 1:
+            faults.append(f"{page}: headings of levels {levels}, not one h1 in front")
+        faults += [f"{page}: h{a}, h{b}" for a, b in pairwise(levels) if b > a + 1]
+    report(faults)
+
+
+def test_links_within_the_book_resolve(light, site, server):
+    ids = {v.page: set(v.facts["ids"]) for v in light}
+    faults = []
+    for page, *_, facts in light:
+        for link in facts["links"]:
+            address, anchor = urldefrag(link)
+            if not address.startswith(server):
+                if not address.startswith("https://"):
+                    faults.append(f"{page}: {link} leads nowhere")
+                continue
+            target = unquote(address.removeprefix(server)).partition("?")[0]
+            if not (site / target).is_file():
+                faults.append(f"{page}: no page {target}")
+            elif anchor and unquote(anchor) not in ids.get(target, ()):
+                faults.append(f"{page}: {target} has no #{anchor}")
+    report(faults)
+
+
+def test_exported_cells_and_modules_link_to_each_other(light, server):
+    found = {v.page: v.facts for v in light}
+    faults = []
+    for path in NOTEBOOKS:
+        page = f"notebooks/{path.stem}.html"
+        marks = dict(found[page]["marks"])
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            export = re.match(r"#\| export (\w+)", "".join(cell["source"]))
+            if not export:
+                continue
+            here, there = f"{page}#{cell['id']}", f"gpt2lib/{export[1]}.html"
+            if marks.get(cell["id"]) != f"{server}{there}#{cell['id']}":
+                faults.append(f"{here}: no mark that leads to its source")
+            if dict(found[there]["marks"]).get(cell["id"]) != server + here:
+                faults.append(f"{there}: no link back to {here}")
+        if "#| export" in found[page]["text"]:
+            faults.append(f"{page}: shows an export directive")
+    report(faults)
+
+
+def test_every_public_name_leads_to_its_cell(light, server):
+    library = next(v for v in light if v.page == "book/library.html")
+    listed = dict(library.facts["names"])
+    faults = []
+    for path in sorted((ROOT / "gpt2lib").glob("*.py")):
+        text = path.read_text("utf-8")
+        mark = re.compile(r"^# %% \.\./notebooks/(\w+)\.ipynb #([\w-]+)$", re.M)
+        cells = mark.split(text)
+        public = re.search(r"^__all__ = (\[.*?\])", text, re.M | re.S)
+        for name in re.findall(r"'(\w+)'", public[1] if public else ""):
+            mine = re.compile(rf"^(class|def) {name}\b|^{name}\b.*=", re.M)
+            for notebook, cell, code in zip(
+                cells[1::3], cells[2::3], cells[3::3], strict=True
+            ):
+                target = f"{server}notebooks/{notebook}.html#{cell}"
+                links = listed.get(f"gpt2lib.{path.stem}.{name}", [])
+                if mine.search(code) and target not in links:
+                    faults.append(f"{path.stem}.{name}: no link to {target}")
+    report(faults)
+
+
+def test_sliders_move(light, server, browser):
+    tab, faults = open_tab(browser, server)
+    moved = 0
+    for page in [v.page for v in light if v.page.startswith("notebooks/")]:
+        tab.goto(server + page)
+        tab.evaluate("document.querySelectorAll('details').forEach((d) => d.open = 1)")
+        for figure in tab.locator("gpt2-explore").all():
+            figure.scroll_into_view_if_needed()
+            before = figure.locator(".explore-frame").inner_html()
+            slider = figure.locator("input").first
+            slider.focus()
+            value = slider.input_value()
+            tab.keyboard.press("ArrowRight")
+            if slider.input_value() == value:
+                tab.keyboard.press("ArrowLeft")
+            if figure.locator(".explore-frame").inner_html() == before:
+                faults.append(f"{page}: a slider that changes nothing")
+            moved += 1
+    report(faults)
+    assert moved, "no page has a slider"
+
+
+def search(tab, words):
+    """Search from the page that is open, by keyboard; return the titles found."""
+    tab.keyboard.press("Control+k")
+    tab.keyboard.type(words)
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/search.html?*")
+    tab.wait_for_selector("#search-results li a")
+    return tab.locator("#search-results li a").all_text_contents()
+
+
+def test_search(server, browser):
+    tab, faults = open_tab(browser, server)
+    tab.goto(server + "book/index.html")
+    titles = search(tab, "causal mask")
+    assert any("Glossary" in title for title in titles)
+    report(faults)
+
+
+def test_opened_from_a_folder(site, browser):
+    base = site.as_uri() + "/"
+    tab, faults = open_tab(browser, base)
+    tab.goto(base + "index.html")
+    tab.wait_for_url("**/book/index.html")
+    assert search(tab, "attention")
+    tab.goto(base + "notebooks/phase1_components.html")
+    assert tab.locator(".katex").count()
+    tab.locator(".theme-switch-button").first.click()
+    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    report(faults)
+
+
+def test_a_link_opens_the_fold_it_leads_into(server, browser):
+    tab, _ = open_tab(browser, server)
+    tab.goto(server + "notebooks/phase0_foundation.html")
+    fold = "document.querySelector('article details')"
+    tab.evaluate(f"{fold}.lastElementChild.id = 'inside'")
+    assert not tab.evaluate(f"{fold}.open")
+    tab.evaluate("location.hash = 'inside'")
+    tab.wait_for_function(f"{fold}.open")
