@@ -189,7 +189,9 @@ def _controls(html, values, title):
     """The live form: sliders over `html(**chosen)`, made again at each move."""
     sliders = {
         name: ipywidgets.SelectionSlider(
-            options=[(str(choice), choice) for choice in choices], description=name
+            options=[(str(choice), choice) for choice in choices],
+            description=name,
+            style={"description_width": "initial"},
         )
         for name, choices in values.items()
     }
@@ -217,10 +219,10 @@ def _page(frames, columns, values, title):
     data = json.dumps(state, ensure_ascii=False, separators=(",", ":"))
     for sign in "<>&'":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
-    name = escape(title or ", ".join(values))
+    label = escape(title or ", ".join(values))
     first = ", ".join(f"{name}: {choices[0]}" for name, choices in values.items())
     html = (
-        f'<gpt2-explore role="group" aria-label="{name}" data-state=\'{data}\'>'
+        f'<gpt2-explore role="group" aria-label="{label}" data-state=\'{data}\'>'
         f"<p>{escape(first)}</p>{_frame_html(frames[0], columns)}</gpt2-explore>"
     )
     if len(html) > 150_000:

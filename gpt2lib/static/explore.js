@@ -44,18 +44,18 @@
       this.state = JSON.parse(this.dataset.state);
       this.frame = make("div", { className: "explore-frame" });
       this.said = make("p", { className: "explore-said", role: "status" });
-      const rows = this.state.controls.map(({ name, choices }) => {
+      this.controls = this.state.controls.map(({ name, choices }) => {
         const input = make("input",
           { type: "range", min: 0, max: choices.length - 1, step: 1, value: 0 });
         const shown = make("span", { className: "explore-value", ariaHidden: "true" });
         input.addEventListener("input", () => this.update(true));
-        return { choices, input, shown, row: make("label", {}, make("span", { textContent: name }), input, shown) };
+        const row = make("label", {}, make("span", { textContent: name }), input, shown);
+        return { choices, input, shown, row };
       });
-      this.controls = rows;
       const title = this.state.title;
       this.replaceChildren(
         ...(title ? [make("p", { className: "explore-title", textContent: title })] : []),
-        make("div", { className: "explore-controls" }, ...rows.map(({ row }) => row)),
+        make("div", { className: "explore-controls" }, ...this.controls.map(({ row }) => row)),
         this.frame, this.said);
       this.update(false);
     }
