@@ -3,6 +3,13 @@
 // Opened from a folder, a browser refuses to fetch: search goes without excerpts.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
+// Excerpts of search results hold each formula once, not in both of its forms.
+if (typeof Search !== "undefined") {
+  const plain = Search.htmlToText;
+  const twice = /<span class="katex-mathml">.*?<\/span>/gs;
+  Search.htmlToText = (html, anchor) => plain(html.replace(twice, ""), anchor);
+}
+
 // What scrolls sideways can be reached and scrolled with the keyboard.
 const wide = ".math, pre, .output, .pst-scrollable-table-container";
 const markScrollable = () => {

@@ -10,10 +10,12 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 
+LABELS = {"input": "Code", "all": "Solution"}  # of what hide-input, hide-cell fold away
 EXPORT = re.compile(r"#\|\s*export\s+(\w+)")
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class CellAnchors(SphinxTransform):
         for node in code_cells(self.document):
             self.take_id(ids[node["cell_index"]], node)
             self.take_directives(node)
+            node["prompt_show"] = LABELS.get(node.get("hide_mode"), "Output")
             self.demand_alt_text(node, ids[node["cell_index"]])
         for index, node in self.first_nodes():
             if index < len(cells) and cells[index]["cell_type"] == "markdown":
@@ -111,6 +114,18 @@ def mark(transform, module, anchor):
     return nodes.paragraph("", "exported to ", link, classes=["export-mark"])
 
 
+def visit_fold(self, node):
+    """Write a fold as the notebooks write theirs: `<details>` and one label."""
+    label = self.encode(node["prompt_show"])
+    self.body.append(f'<details class="fold"><summary>{label}</summary>\n')
+
+
+def depart_fold(self, node):
+    self.body.append("</details>\n")
+
+
 def setup(app):
+    app.setup_extension("myst_nb")
+    app.add_node(HideCodeCellNode, override=True, html=(visit_fold, depart_fold))
     app.add_transform(CellAnchors)
     app.add_post_transform(ExportMarks)

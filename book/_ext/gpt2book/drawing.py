@@ -11,6 +11,7 @@ Each part of the content becomes a link in the drawing, to the cell that defines
 name, and an entry of the list below it. With `:bare:` the list is left out.
 """
 
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -48,7 +49,8 @@ class Map(SphinxDirective):
                 module, found = cells[name]
                 targets[part] = (module.notebook, found.cell)
                 links = self.links(module, found)
-            term = nodes.term("", part.replace("_", " "), ids=[f"part-{part}"])
+            label = re.sub(r"_|(?=\d)", " ", part)
+            term = nodes.term("", label, ids=[f"part-{part}"])
             body = nodes.definition("", *self.parse_text_to_nodes(text), *links)
             entries += nodes.definition_list_item("", term, body)
         found = drawing(targets=targets)
