@@ -32,3 +32,17 @@ const openTarget = () => {
 };
 addEventListener("DOMContentLoaded", openTarget);
 addEventListener("hashchange", openTarget);
+
+// Paper is light, and an answer on it cannot be unfolded.
+const root = document.documentElement;
+let before = null;
+addEventListener("beforeprint", () => {
+  const folded = [...document.querySelectorAll("article details:not(.fold):not([open])")];
+  before = { theme: root.dataset.theme, folded };
+  root.dataset.theme = "light";
+  for (const fold of folded) fold.open = true;
+});
+addEventListener("afterprint", () => {
+  root.dataset.theme = before.theme;
+  for (const fold of before.folded) fold.open = false;
+});
