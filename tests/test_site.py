@@ -56,7 +56,7 @@ def site():
     index = HTML / "book" / "index.html"
     age = index.stat().st_mtime if index.exists() else 0
     if age < max(newest(ROOT / name) for name in SOURCES):
-        command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(ROOT)]
+        command = [Path(sys.executable).with_name("jupyter-book"), "build", ROOT]
         flags = ["--all", "-W", "-n", "--keep-going", "--quiet"]
         result = subprocess.run(command + flags, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
@@ -80,7 +80,13 @@ def server(site):
 
 @pytest.fixture(scope="session")
 def browser():
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+    names = [
+        os.environ.get("CHROMIUM", "chromium"),
+        "chromium-browser",
+        "google-chrome",
+    ]
+    path = next(filter(None, map(shutil.which, names)), None)
+    assert path, "no browser: install Chromium, or name one with CHROMIUM=/path/to/it"
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield running
