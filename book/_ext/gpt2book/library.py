@@ -8,7 +8,6 @@ is a page of its own, `gpt2lib/NAME.html`, cut into the cells that it came from.
 import ast
 import functools
 import re
-import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -221,9 +220,8 @@ class Library(SphinxDirective):
         return [*found, nodes.Text(f" → {result}")] if result else found
 
     def markdown(self, text):
-        """Return the first paragraph of a docstring as nodes."""
-        first = textwrap.dedent(text).strip().split("\n\n")[0]
-        return self.parse_text_to_nodes(first) if first else []
+        """Return a docstring as nodes."""
+        return self.parse_text_to_nodes(text) if text else []
 
 
 def page_link(page, anchor, text, env):
