@@ -151,10 +151,14 @@ AXE = """async ([rules, everything]) => {
 }"""
 
 
+UNFOLD = "document.querySelectorAll('details').forEach((fold) => fold.open = true)"
+
+
 def visit(tab, faults, base, name, rules):
     faults.clear()
     tab.set_viewport_size(PHONE)
     tab.goto(base + name)
+    tab.evaluate(UNFOLD)
     narrow = tab.evaluate("document.documentElement.scrollWidth")
     tab.set_viewport_size(WIDE)
     facts = tab.evaluate(FACTS)
@@ -310,7 +314,7 @@ def test_sliders_move(light, server, browser):
     moved = 0
     for page in [v.page for v in light if v.page.startswith("notebooks/")]:
         tab.goto(server + page)
-        tab.evaluate("document.querySelectorAll('details').forEach((d) => d.open = 1)")
+        tab.evaluate(UNFOLD)
         for figure in tab.locator("gpt2-explore").all():
             figure.scroll_into_view_if_needed()
             before = figure.locator(".explore-frame").inner_html()
