@@ -18,7 +18,7 @@ def _check_indices(name, indices, n_rows, field):
     if not isinstance(indices, Tensor) or kind not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must be a tensor of int64 or int32, got {kind}")
     if indices.dim() == 0:
-        raise ValueError(f"{name} must have a dimension, got a single number")
+        raise ValueError(f"{name} must have at least one dimension, got a number")
     if indices.device.type != "cpu" or torch.compiler.is_compiling():
         return  # a GPU would have to wait for each value; meta has none
     if indices.numel() > 0:
