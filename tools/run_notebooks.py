@@ -30,7 +30,10 @@ def run(path):
     """Execute the notebook at `path` in place."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=600,
+        coalesce_streams=True,  # or one print is stored in as many parts as it came
+        resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()
     clean(notebook)
