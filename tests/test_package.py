@@ -69,5 +69,5 @@ def test_importing_the_model_imports_little_else():
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    heavy = {"matplotlib", "transformers", "huggingface_hub", "ipywidgets", "regex"}
+    heavy = {"matplotlib", "transformers", "huggingface_hub", "ipywidgets"}
     assert not heavy & set(result.stdout.split())

@@ -10,6 +10,11 @@ if (typeof Search !== "undefined") {
   Search.htmlToText = (html, anchor) => plain(html.replace(twice, ""), anchor);
 }
 
+// The marker of searched words fails on words that a drawing holds but does not draw.
+for (const unseen of document.querySelectorAll("svg title, svg desc")) {
+  unseen.classList.add("nohighlight");
+}
+
 // What scrolls sideways can be reached and scrolled with the keyboard.
 const wide = ".math, pre, .output, .pst-scrollable-table-container";
 const markScrollable = () => {
