@@ -1,0 +1,304 @@
+"""Time this library beside `transformers`: a forward pass and training steps.
+
+    python benchmarks/forward_and_step.py           under ten minutes on two cores
+    python benchmarks/forward_and_step.py --rounds 6 --out /dev/null    a quick look
+
+Each side has a process of its own, so that neither finds the other's memory. All load
+one checkpoint and work on the same random tokens, without dropout, in float32; the
+program stops if their results differ. Sides take turns, in an order that changes from
+round to round, so that whatever else the machine does falls on all of them. Reported is
+the median over rounds of the ratio of two times from the same round, with its 95 %
+interval. Results go to `results/`. Needs Linux, and 12 GB of memory for the 124M cases.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import date
+from functools import partial
+from math import comb
+from pathlib import Path
+
+import torch
+
+from gpt2lib.config import GPT2Config, flops_by_part
+from gpt2lib.language_model import GPT2LMHeadModel, next_token_loss
+from gpt2lib.training_loop import fit
+
+HERE = Path(__file__).resolve().parent
+GPT2 = GPT2Config(dropout=0.0)
+SMALL = GPT2Config(4, 4, 128, vocab_size=65, block_size=64, dropout=0.0)
+TINY = GPT2Config(1, 1, 8, vocab_size=11, block_size=4, dropout=0.0)
+
+# name: configuration, batch, tokens, repetitions in one timing, whether it trains
+CASES = {
+    "forward 124M": (GPT2, 1, 512, 1, False),
+    "step 4x128": (SMALL, 12, 64, 10, True),
+    "step 124M": (GPT2, 1, 512, 1, True),
+    "tiny": (TINY, 2, 4, 1, True),
+}
+OURS, THEIRS, FUSED = "gpt2lib", "transformers", "transformers, fused AdamW"
+LEARNING_RATE = 1e-4
+
+
+def load_ours(folder):
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    return model, model, lambda tokens: next_token_loss(model(tokens), tokens)
+
+
+def load_theirs(folder):
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = transformers.GPT2LMHeadModel.from_pretrained(
+        folder,
+        attn_implementation="sdpa",
+        use_cache=False,  # keys and values that nobody asked for: ours makes none
+    )
+    return (
+        model,
+        lambda tokens: model(tokens).logits,
+        lambda tokens: model(tokens, labels=tokens).loss,
+    )
+
+
+def make_work(case, side, folder):
+    """Return a function that does the work of `case` once and returns its result.
+
+    The model is the checkpoint in `folder`. A forward pass returns logits, a training
+    step its loss. Both update with AdamW at PyTorch's defaults but the learning rate;
+    ours asks for the fused one, as our training does, theirs only as `FUSED`.
+    """
+    config, batch_size, n_tokens, _, trains = CASES[case]
+    torch.manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (batch_size, n_tokens))
+    model, logits_of, loss_of = (load_ours if side == OURS else load_theirs)(folder)
+    if not trains:
+        model.eval()
+        return torch.no_grad()(lambda: logits_of(tokens))
+    model.train()
+    fused = {"fused": True} if side != THEIRS else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, **fused)
+    if side == OURS:
+        return lambda: our_step(tokens, loss_of, optimizer)
+
+    def step():
+        optimizer.zero_grad()
+        loss = loss_of(tokens)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def our_step(tokens, loss_of, optimizer):
+    """Update once through the library's own loop and return the loss."""
+    losses = {}
+    fit([tokens], loss_of, optimizer, n_steps=1, after_step=losses.__setitem__)
+    return losses[0]
+
+
+def save_checkpoint(case, folder):
+    """Write random weights for `case` into `folder`, in the format both sides read."""
+    torch.manual_seed(0)
+    GPT2LMHeadModel(CASES[case][0]).save_pretrained(folder)
+
+
+def seconds(work, repetitions):
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        work()
+    return (time.perf_counter() - start) / repetitions
+
+
+def resident(field):
+    """Return this process's resident memory in bytes: "VmRSS" now, "VmHWM" at most."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def serve(connection, case, side, folder):
+    """Do one side's work in this process, as often as `connection` asks.
+
+    Sends a sample of the first result, then for each number received the seconds that
+    as many repetitions took, each; when None is received, the peak of memory: of model
+    and work, without the imports and without loading.
+    """
+    import transformers  # by every side, so that it counts for none
+
+    transformers.GPT2LMHeadModel  # noqa: B018  it is imported on first use
+    before = resident("VmRSS")
+    work = make_work(case, side, folder)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    connection.send(work().flatten()[::997].tolist())
+    for repetitions in iter(connection.recv, None):
+        connection.send(seconds(work, repetitions))
+    connection.send(resident("VmHWM") - before)
+
+
+class Side:
+    """The process of one side. It rests unless it is asked."""
+
+    def __init__(self, case, side, folder):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other_end = context.Pipe()
+        arguments = (other_end, case, side, folder)
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process.start()
+        other_end.close()
+        self.sample = self.connection.recv()
+
+    def ask(self, repetitions):
+        """Return `seconds` there, or for None the peak of memory; then it ends."""
+        time.sleep(0.02)  # until the threads of whoever worked before are at rest
+        self.connection.send(repetitions)
+        return self.connection.recv()
+
+
+def check_equal(samples):
+    """Raise `AssertionError` if a side's results differ from ours."""
+    for side, sample in samples.items():
+        ours = torch.tensor(samples[OURS])
+        torch.testing.assert_close(
+            torch.tensor(sample), ours, rtol=0, atol=1e-4, msg=side
+        )
+
+
+def take_turns(timers, rounds):
+    """Return {side: seconds of each round}; every side is timed once a round."""
+    times = {side: [] for side in timers}
+    for timer in timers.values():
+        timer()  # warm up
+    sides = list(timers)
+    for turn in range(rounds):
+        first = turn % len(sides)
+        for side in sides[first:] + sides[:first]:
+            times[side].append(timers[side]())
+    return times
+
+
+def median_and_interval(values):
+    """Return the median and the order statistics that hold it with 95 % confidence."""
+    ordered, n = sorted(values), len(values)
+    cut, tail = 0, 0.5**n  # chance that at most `cut` values lie below the median
+    while tail + comb(n, cut + 1) * 0.5**n <= 0.025:
+        cut += 1
+        tail += comb(n, cut) * 0.5**n
+    return statistics.median(ordered), ordered[cut], ordered[n - 1 - cut]
+
+
+def matrix_rate(size=2048, rounds=5):
+    """Return the best rate, in FLOP/s, of a float32 matrix product on this machine."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = min(seconds(lambda: torch.mm(a, b), 1) for _ in range(rounds))
+    return 2 * size**3 / best
+
+
+def import_cost(rounds):
+    """Return the median seconds that our import adds to `import torch`."""
+    program = (
+        "import time, torch; start = time.perf_counter();"
+        "import gpt2lib.language_model; print(time.perf_counter() - start)"
+    )
+    command = [sys.executable, "-c", program]
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for _ in range(rounds)
+    ]
+    return statistics.median(float(output) for output in outputs)
+
+
+def measure(case, rounds, folder):
+    """Return everything that the report shows of one case."""
+    config, batch_size, n_tokens, repetitions, trains = CASES[case]
+    sides = [OURS, THEIRS, FUSED] if trains else [OURS, THEIRS]
+    save_checkpoint(case, folder)
+    running = {name: Side(case, name, folder) for name in sides}
+    check_equal({name: side.sample for name, side in running.items()})
+    timers = {name: partial(side.ask, repetitions) for name, side in running.items()}
+    times = take_turns(timers, rounds)
+    rate = matrix_rate()
+    flops = batch_size * sum(flops_by_part(config, n_tokens).values())
+    flops *= 3 if trains else 1  # backward: two products for each of forward's
+    return {
+        "config": asdict(config),
+        "batch_size": batch_size,
+        "n_tokens": n_tokens,
+        "repetitions": repetitions,
+        "seconds": times,
+        "times_faster_than": {
+            side: median_and_interval(
+                [t / ours for t, ours in zip(times[side], times[OURS], strict=True)]
+            )
+            for side in sides[1:]
+        },
+        "flops": flops,
+        "matrix_flops_per_second": rate,
+        "share_of_matrix_rate": {
+            side: flops / statistics.median(times[side]) / rate for side in sides
+        },
+        "peak_memory_bytes": {name: side.ask(None) for name, side in running.items()},
+    }
+
+
+def describe_machine():
+    import transformers
+
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": cpu[1] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=21, help="default: 21")
+    parser.add_argument("--cases", nargs="*", default=list(CASES)[:3], choices=CASES)
+    default = HERE / "results" / "forward_and_step.json"
+    parser.add_argument("--out", type=Path, default=default)
+    args = parser.parse_args()
+    if args.rounds < 6:
+        parser.error("--rounds must be at least 6: fewer give no 95 % interval")
+    results = {
+        "machine": describe_machine(),
+        "settings": {
+            "rounds": args.rounds,
+            "dtype": "float32",
+            "optimizer": "AdamW",
+            "learning_rate": LEARNING_RATE,
+        },
+        "import_seconds_over_torch": import_cost(args.rounds // 2),
+        "cases": {},
+    }
+    print(f"import over torch: {results['import_seconds_over_torch']:.3f} s")
+    for case in args.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            results["cases"][case] = measured = measure(case, args.rounds, folder)
+        for side, (ratio, low, high) in measured["times_faster_than"].items():
+            print(f"{case}: {ratio:.3f} x {side} [{low:.3f}, {high:.3f}]")
+        for side, share in measured["share_of_matrix_rate"].items():
+            memory = measured["peak_memory_bytes"][side] / 2**20
+            took = f"{1e3 * statistics.median(measured['seconds'][side]):.1f} ms"
+            print(f"  {side}: {took}, {share:.0%} of the rate, {memory:.0f} MiB")
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
