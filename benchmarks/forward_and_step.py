@@ -198,11 +198,10 @@ def median_and_interval(values):
     return statistics.median(ordered), ordered[cut], ordered[n - 1 - cut]
 
 
-def matrix_rate(size=2048, rounds=5):
-    """Return the best rate, in FLOP/s, of a float32 matrix product on this machine."""
+def matrix_rate(size=2048):
+    """Return the rate, in FLOP/s, of one large float32 matrix product."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    best = min(seconds(lambda: torch.mm(a, b), 1) for _ in range(rounds))
-    return 2 * size**3 / best
+    return 2 * size**3 / seconds(lambda: torch.mm(a, b), 1)
 
 
 def import_cost(rounds):
@@ -227,8 +226,8 @@ def measure(case, rounds, folder):
     running = {name: Side(case, name, folder) for name in sides}
     check_equal({name: side.sample for name, side in running.items()})
     timers = {name: partial(side.ask, repetitions) for name, side in running.items()}
-    times = take_turns(timers, rounds)
-    rate = matrix_rate()
+    times = take_turns(timers | {"rate": matrix_rate}, rounds)
+    rate = max(times.pop("rate"))  # what the machine can do when nothing disturbs it
     flops = batch_size * sum(flops_by_part(config, n_tokens).values())
     flops *= 3 if trains else 1  # backward: two products for each of forward's
     return {
