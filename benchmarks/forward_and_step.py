@@ -32,7 +32,7 @@ import torch
 
 from gpt2lib.config import GPT2Config, flops_by_part
 from gpt2lib.language_model import GPT2LMHeadModel, next_token_loss
-from gpt2lib.training_loop import fit
+from gpt2lib.training_loop import fit, keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 GPT2 = GPT2Config(dropout=0.0)
@@ -46,7 +46,9 @@ CASES = {
     "step 124M": (GPT2, 1, 512, 1, True),
     "tiny": (TINY, 2, 4, 1, True),
 }
-OURS, THEIRS, FUSED = "gpt2lib", "transformers", "transformers, fused AdamW"
+OURS, THEIRS = "gpt2lib", "transformers"
+FUSED, BOTH = f"{THEIRS}, fused AdamW", f"{THEIRS}, fused AdamW, memory kept"
+PLAIN = f"{OURS}, memory not kept"
 LEARNING_RATE = 1e-4
 
 
@@ -77,19 +79,23 @@ def make_work(case, side, folder):
 
     The model is the checkpoint in `folder`. A forward pass returns logits, a training
     step its loss. Both update with AdamW at PyTorch's defaults but the learning rate;
-    ours asks for the fused one, as our training does, theirs only as `FUSED`.
+    ours asks for the fused one, as our training does, theirs only as `FUSED`, `BOTH`.
+    Ours also keeps freed memory in a training step, but for `PLAIN`; theirs as `BOTH`.
     """
     config, batch_size, n_tokens, _, trains = CASES[case]
+    ours = side in (OURS, PLAIN)
+    if trains and side in (OURS, BOTH):
+        keep_freed_memory()
     torch.manual_seed(0)
     tokens = torch.randint(config.vocab_size, (batch_size, n_tokens))
-    model, logits_of, loss_of = (load_ours if side == OURS else load_theirs)(folder)
+    model, logits_of, loss_of = (load_ours if ours else load_theirs)(folder)
     if not trains:
         model.eval()
         return torch.no_grad()(lambda: logits_of(tokens))
     model.train()
     fused = {"fused": True} if side != THEIRS else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, **fused)
-    if side == OURS:
+    if ours:
         return lambda: our_step(tokens, loss_of, optimizer)
 
     def step():
@@ -221,7 +227,7 @@ def import_cost(rounds):
 def measure(case, rounds, folder):
     """Return everything that the report shows of one case."""
     config, batch_size, n_tokens, repetitions, trains = CASES[case]
-    sides = [OURS, THEIRS, FUSED] if trains else [OURS, THEIRS]
+    sides = [OURS, THEIRS, FUSED, BOTH, PLAIN] if trains else [OURS, THEIRS]
     save_checkpoint(case, folder)
     running = {name: Side(case, name, folder) for name in sides}
     check_equal({name: side.sample for name, side in running.items()})

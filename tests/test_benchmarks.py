@@ -55,7 +55,7 @@ def test_a_dry_run_measures_every_side(tmp_path):
     command = [sys.executable, bench.__file__, "--cases", "tiny", "--rounds", "6"]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     case = json.loads(out.read_text())["cases"]["tiny"]
-    sides = {bench.OURS, bench.THEIRS, bench.FUSED}
+    sides = {bench.OURS, bench.THEIRS, bench.FUSED, bench.BOTH, bench.PLAIN}
     assert set(case["seconds"]) == set(case["peak_memory_bytes"]) == sides
     assert all(len(values) == 6 for values in case["seconds"].values())
 
