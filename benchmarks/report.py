@@ -38,9 +38,10 @@ model at work in a process of its own, imports apart.
 
 END = """\
 Our training step uses PyTorch's fused AdamW, the same arithmetic in fewer passes over
-memory, and [keeps freed memory](../notebooks/phase0_foundation.ipynb#keep-function). The
-row `transformers` is a step with `torch.optim.AdamW(parameters)` and nothing else. The
-rows below it have the fused optimiser, as their `Trainer` has, and then both; the last of
+memory, and
+[keeps freed memory](../notebooks/phase0_foundation.ipynb#keep-function). The row
+`transformers` is a step with `torch.optim.AdamW(parameters)` and nothing else. The rows
+below it have the fused optimiser, as their `Trainer` has, and then both; the last of
 the three differs from ours in the model alone. `gpt2lib`, memory not kept, is our step
 without the call: slower at 124M, with a lower peak.
 
