@@ -127,7 +127,7 @@ def memory_by_part(
     T = _whole("n_tokens", config.block_size if n_tokens is None else n_tokens)
     B = _whole("batch_size", batch_size)
     C, N, H = config.n_embd, config.n_layer, config.n_head
-    block = 16 * C + H + 4  # see the list above, plus the norms' statistics
+    block = 16 * C + H + 4  # vectors, one sum a head, two norms' mean and spread
     per_token = N * block + 2 * C + config.vocab_size
     weights = 4 * config.num_parameters
     return {
