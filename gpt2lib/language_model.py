@@ -26,9 +26,10 @@ def _check_tokens(tokens, config, start):
         )
     end = start + tokens.size(1)
     if config.position == "learned" and end > config.block_size:
+        cached = f", {start} of them in the cache: reset() it and" if start else ":"
         raise ValueError(
             f"tokens must end within block_size, {config.block_size} positions, "
-            f"got {end}: keep the last ones, tokens[:, -{config.block_size}:]"
+            f"got {end}{cached} keep the last ones, tokens[:, -{config.block_size}:]"
         )
 
 # %% ../notebooks/phase3_language_model.ipynb #model-class
@@ -37,9 +38,10 @@ class GPT2LMHeadModel(nn.Module):
 
     With `last_only`, logits of the last position alone, `(B, 1, V)`. Positions go on at
     `cache.length` where there is a cache. Raises `TypeError` unless tokens are
-    integers; `ValueError` for a wrong shape, a token out of range (checked on the CPU)
-    or, with learned positions, more than `block_size` of them. Source: Radford et al.
-    (2019); the head shares its weight with the token embedding.
+    integers; `ValueError` for a wrong shape, a token out of range (checked on the CPU),
+    a cache made for another configuration or, with learned positions, more than
+    `block_size` of them. Source: Radford et al. (2019); the head shares its weight with
+    the token embedding.
     """
 
     def __init__(self, config: GPT2Config):
@@ -55,7 +57,10 @@ class GPT2LMHeadModel(nn.Module):
         self.lm_head.weight = self.token_embedding.weight  # (V, C), one for both
 
     def forward(self, tokens: Tensor, *, cache=None, last_only: bool = False) -> Tensor:
-        start = 0 if cache is None else cache.length
+        start = 0
+        if cache is not None:
+            cache.check(self.config)
+            start = cache.length
         _check_tokens(tokens, self.config, start)
         x = self.token_embedding(tokens)  # (B, T, C)
         if self.config.position == "learned":

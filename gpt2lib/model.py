@@ -32,7 +32,8 @@ class GPT2Model(nn.Module):
     """The body of GPT-2: `n_layer` blocks and a final LayerNorm on hidden states.
 
     Input and output: `(B, T, C)`; no embeddings, no head. `cache.layers[i]` is for the
-    attention of block `i`. Raises `ValueError` if `x` has another rank or width.
+    attention of block `i`; `cache.length` grows by T once all have read. Raises
+    `ValueError` if `x` has another rank or width, or `cache` other layers.
     Source: Radford et al. (2019), section 2.3.
     """
 
@@ -46,6 +47,12 @@ class GPT2Model(nn.Module):
 
     def forward(self, x: Tensor, *, cache=None) -> Tensor:
         layers = [None] * len(self.blocks) if cache is None else cache.layers
+        if len(layers) != len(self.blocks):
+            raise ValueError(
+                f"cache must have {len(self.blocks)} layers, got {len(layers)}"
+            )
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, cache=layer)
+        if cache is not None:
+            cache.length += x.size(1)  # only now: a pass that broke off does not count
         return self.norm(x)
