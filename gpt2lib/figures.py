@@ -209,6 +209,14 @@ def _controls(html, values, title):
     return ipywidgets.VBox([*heading, *sliders.values(), shown])
 
 # %% ../notebooks/appendix_figures.ipynb #explore-page
+def _attribute(state):
+    """`state` as JSON that may stand between single quotes in HTML."""
+    data = json.dumps(state, ensure_ascii=False, separators=(",", ":"))
+    for sign in "<>&'":
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    return data
+
+
 def _page(frames, columns, values, title):
     """The static form: all frames as JSON, the first to be seen without a script."""
     controls = [
@@ -216,13 +224,11 @@ def _page(frames, columns, values, title):
         for name, choices in values.items()
     ]
     state = {"controls": controls, "columns": columns, "frames": frames, "title": title}
-    data = json.dumps(state, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&'":
-        data = data.replace(sign, f"\\u{ord(sign):04x}")
     label = escape(title or ", ".join(values))
     first = ", ".join(f"{name}: {choices[0]}" for name, choices in values.items())
     html = (
-        f'<gpt2-explore role="group" aria-label="{label}" data-state=\'{data}\'>'
+        f'<gpt2-explore role="group" aria-label="{label}" '
+        f"data-state='{_attribute(state)}'>"
         f"<p>{escape(first)}</p>{_frame_html(frames[0], columns)}</gpt2-explore>"
     )
     if len(html) > 150_000:
@@ -269,6 +275,32 @@ def explore(
     frames = [frame(**chosen) for chosen in combinations]
     text = ", ".join(f"{name} in {list(choices)}" for name, choices in values.items())
     return _Html(f"explore: {text}", _page(frames, columns, values, title))
+
+# %% ../notebooks/appendix_figures.ipynb #element-script
+_ELEMENT = """(() => {
+  if (customElements.get("gpt2-NAME")) return;
+  MODULE
+  const element = class extends HTMLElement {
+    connectedCallback() {
+      if (this.shadowRoot) return; // moved within the page: it runs already
+      const state = JSON.parse(this.dataset.state);
+      const model = {
+        get: (name) => state[name],
+        set: (name, value) => { state[name] = value; },
+        on() {}, off() {}, save_changes() {},
+      };
+      widget.render({ model, el: this });
+    }
+  };
+  customElements.define("gpt2-NAME", element);
+})();"""
+
+
+def _element_script(name):
+    """The module `static/NAME.js` as a plain script that defines `<gpt2-NAME>`."""
+    module = (_STATIC / f"{name}.js").read_text("utf-8")
+    module = module.replace("export default", "const widget =")
+    return _ELEMENT.replace("NAME", name).replace("MODULE", module)
 
 # %% ../notebooks/appendix_figures.ipynb #glue
 def glue(name, value, spec=""):

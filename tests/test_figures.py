@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -11,9 +10,9 @@ import myst_nb
 import nbformat
 import pytest
 from conftest import ROOT
+from in_browser import running_browser
 from IPython.core.interactiveshell import InteractiveShell
 from myst_nb.ext.glue import extract_glue_data_cell
-from playwright.sync_api import sync_playwright
 
 from gpt2lib import figures
 from gpt2lib.figures import explore, glue, gpt2_map, use_style
@@ -229,15 +228,8 @@ def test_glue_survives_cleaning_and_is_found():
 
 @pytest.fixture(scope="module")
 def browser():
-    flags = "no-sandbox disable-gpu disable-quic no-first-run disable-sync"
-    flags += " disable-background-networking disable-component-update"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            args=[f"--{flag}" for flag in flags.split()],
-        )
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,119 +2,38 @@
 
 The pages are those in `_build/html`; if they are missing or older than their sources,
 they are built first. Every page is opened once in light and once in dark, and the tests
-look at what was found there. In the environment, `CHROMIUM` names a browser other than
-Debian's, and `SITE` the folder of another built book.
+look at what was found there.
 """
 
-import functools
-import http.server
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import threading
 from collections import namedtuple
 from itertools import pairwise
-from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import NOTEBOOKS, ROOT
-from playwright.sync_api import sync_playwright
-
-HTML = ROOT / "_build" / "html"
-SOURCES = ["_config.yml", "_toc.yml", "book", "notebooks", "gpt2lib"]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+from in_browser import PHONE, WIDE, built_site, open_tab, running_browser, served
 
 Visit = namedtuple("Visit", "page faults axe narrow facts")
 
 
-def newest(path):
-    paths = [path] if path.is_file() else path.rglob("*")
-    return max(
-        (p.stat().st_mtime for p in paths if "__pycache__" not in p.parts), default=0
-    )
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site():
-    """Return the folder of the built book, built anew if it is not up to date."""
-    if "SITE" in os.environ:
-        return Path(os.environ["SITE"])
-    index = HTML / "book" / "index.html"
-    age = index.stat().st_mtime if index.exists() else 0
-    if age < max(newest(ROOT / name) for name in SOURCES):
-        command = [Path(sys.executable).with_name("jupyter-book"), "build", ROOT]
-        flags = ["--all", "-W", "-n", "--keep-going", "--quiet"]
-        result = subprocess.run(command + flags, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-    return HTML
+    return built_site()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(site):
-    """Serve the book on this machine; return its address."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(site))
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{found.server_port}/"
-    found.shutdown()
+    with served(site) as address:
+        yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    names = [
-        os.environ.get("CHROMIUM", "chromium"),
-        "chromium-browser",
-        "google-chrome",
-    ]
-    path = next(filter(None, map(shutil.which, names)), None)
-    assert path, "no browser: install Chromium, or name one with CHROMIUM=/path/to/it"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield running
-        running.close()
-
-
-def open_tab(browser, base, scheme="light"):
-    """Return a tab that reaches `base` alone, and the list of what goes wrong in it."""
-    context = browser.new_context(viewport=WIDE, color_scheme=scheme)
-    tab, faults = context.new_page(), []
-    foreign = re.compile(f"^(?!{re.escape(base)}|data:|blob:)")
-
-    def refuse(route):
-        faults.append(f"asks another host: {route.request.url}")
-        route.abort()
-
-    context.route(foreign, refuse)
-    tab.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
-    tab.on(
-        "response",
-        lambda answer: answer.status < 400 or faults.append(f"missing: {answer.url}"),
-    )
-    tab.on("pageerror", lambda error: faults.append(f"script error: {error}"))
-    tab.on(
-        "console",
-        lambda said: said.type != "error" or faults.append(f"console: {said.text}"),
-    )
-    return tab, faults
+    with running_browser() as browser:
+        yield browser
 
 
 # What a page says of itself, collected in the page.
@@ -124,7 +43,7 @@ FACTS = """() => {
     || document.getElementById(e.getAttribute("aria-labelledby"))?.textContent || "";
   return {
     title: document.title,
-    text: document.querySelector("main").textContent,
+    code: all("main .highlight", (e) => e.textContent).join(" "),
     ids: all("[id]", (e) => e.id),
     links: all("a[href]", (e) => new URL(e.getAttribute("href"), location).href),
     images: all("img", (e) => [e.getAttribute("alt"), !!e.closest("article"), e.src]),
@@ -167,21 +86,21 @@ def visit(tab, faults, base, name, rules):
     return Visit(name, list(faults), axe, narrow, facts)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pages(site):
     """Return the names of the book's pages; `index.html` only leads to the first."""
     names = [path.relative_to(site).as_posix() for path in site.rglob("*.html")]
     return sorted(name for name in names if name != "index.html")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def light(pages, server, browser):
     """Return a visit of every page, in light, with every rule of axe."""
     tab, faults = open_tab(browser, server, "light")
     return [visit(tab, faults, server, name, None) for name in pages]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dark(pages, server, browser):
     """Return a visit of every page, in dark, with axe's rule of contrast."""
     tab, faults = open_tab(browser, server, "dark")
@@ -283,7 +202,7 @@ def test_exported_cells_and_modules_link_to_each_other(light, server):
                 faults.append(f"{here}: no mark that leads to its source")
             if dict(found[there]["marks"]).get(cell["id"]) != server + here:
                 faults.append(f"{there}: no link back to {here}")
-        if "#| export" in found[page]["text"]:
+        if "#| export" in found[page]["code"]:
             faults.append(f"{page}: shows an export directive")
     report(faults)
 

@@ -139,6 +139,8 @@ def members(node, cell):
         if item.name.startswith("_") and item.name != "__call__":
             continue
         marks = {ast.unparse(mark) for mark in item.decorator_list}
+        if f"{item.name}.setter" in marks:
+            continue  # its property is listed
         doc = ast.get_docstring(item) or ""
         if marks & {"property", "cached_property", "functools.cached_property"}:
             found.append(Name(item.name, "property", None, doc, cell))

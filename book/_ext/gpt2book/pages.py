@@ -103,11 +103,26 @@ def flatten_buttons(app, page, template, context, doctree):
     context["header_buttons"] = buttons
 
 
+def plain_script(app, path):
+    """Return the path of a script that pages opened from a folder run, too.
+
+    A module is wrapped into one: browsers refuse `<script type="module">` there.
+    """
+    if "export default" not in path.read_text("utf-8"):
+        return path
+    from gpt2lib.figures import _element_script  # brings matplotlib, as drawing does
+
+    plain = Path(app.doctreedir) / "scripts" / path.name
+    plain.parent.mkdir(parents=True, exist_ok=True)
+    plain.write_text(_element_script(path.stem), "utf-8")
+    return plain
+
+
 def add_files(app):
     """Load our script, and those of the library's figures, on every page."""
     app.add_js_file("site.js", loading_method="defer")
     for path in sorted(STATIC.glob("*.js")) + sorted(STATIC.glob("*.css")):
-        app.config.html_static_path.append(str(path))
+        app.config.html_static_path.append(str(plain_script(app, path)))
         if path.suffix == ".js":
             app.add_js_file(path.name, loading_method="defer")
         else:
