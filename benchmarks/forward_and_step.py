@@ -5,30 +5,31 @@
 
 Each side has a process of its own, so that neither finds the other's memory. All load
 one checkpoint and work on the same random tokens, without dropout, in float32; the
-program stops if their results differ. Sides take turns, in an order that changes from
-round to round, so that whatever else the machine does falls on all of them. Reported is
-the median over rounds of the ratio of two times from the same round, with its 95 %
-interval. Results go to `results/`. Needs Linux, and 12 GB of memory for the 124M cases.
+program stops if their results differ. They take turns, see `side_by_side.py`. Results
+go to `results/`. Needs Linux, and 12 GB of memory for the 124M cases.
 """
 
 import argparse
 import json
-import multiprocessing
-import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
-from datetime import date
 from functools import partial
-from math import comb
 from pathlib import Path
 
 import torch
+from side_by_side import (
+    Side,
+    add_rounds,
+    describe_machine,
+    import_transformers,
+    seconds,
+    serve,
+    take_turns,
+    times_faster,
+)
 
 from gpt2lib.config import GPT2Config, flops_by_part
 from gpt2lib.language_model import GPT2LMHeadModel, next_token_loss
@@ -58,11 +59,7 @@ def load_ours(folder):
 
 
 def load_theirs(folder):
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model = transformers.GPT2LMHeadModel.from_pretrained(
+    model = import_transformers().GPT2LMHeadModel.from_pretrained(
         folder,
         attn_implementation="sdpa",
         use_cache=False,  # keys and values that nobody asked for: ours makes none
@@ -121,55 +118,19 @@ def save_checkpoint(case, folder):
     GPT2LMHeadModel(CASES[case][0]).save_pretrained(folder)
 
 
-def seconds(work, repetitions):
-    start = time.perf_counter()
-    for _ in range(repetitions):
-        work()
-    return (time.perf_counter() - start) / repetitions
+def prepare(case, side, folder):
+    """Return what answers for `side`: how long some repetitions took, each.
 
-
-def resident(field):
-    """Return this process's resident memory in bytes: "VmRSS" now, "VmHWM" at most."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
-
-
-def serve(connection, case, side, folder):
-    """Do one side's work in this process, as often as `connection` asks.
-
-    Sends a sample of the first result, then for each number received the seconds that
-    as many repetitions took, each; when None is received, the peak of memory: of model
-    and work, without the imports and without loading.
+    For 0 of them, a sample of the result.
     """
-    import transformers  # by every side, so that it counts for none
-
-    transformers.GPT2LMHeadModel  # noqa: B018  it is imported on first use
-    before = resident("VmRSS")
     work = make_work(case, side, folder)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    connection.send(work().flatten()[::997].tolist())
-    for repetitions in iter(connection.recv, None):
-        connection.send(seconds(work, repetitions))
-    connection.send(resident("VmHWM") - before)
 
+    def answer(repetitions):
+        if repetitions == 0:
+            return work().flatten()[::997].tolist()
+        return seconds(work, repetitions)
 
-class Side:
-    """The process of one side. It rests unless it is asked."""
-
-    def __init__(self, case, side, folder):
-        context = multiprocessing.get_context("spawn")
-        self.connection, other_end = context.Pipe()
-        arguments = (other_end, case, side, folder)
-        self.process = context.Process(target=serve, args=arguments, daemon=True)
-        self.process.start()
-        other_end.close()
-        self.sample = self.connection.recv()
-
-    def ask(self, repetitions):
-        """Return `seconds` there, or for None the peak of memory; then it ends."""
-        time.sleep(0.02)  # until the threads of whoever worked before are at rest
-        self.connection.send(repetitions)
-        return self.connection.recv()
+    return answer
 
 
 def check_equal(samples):
@@ -179,29 +140,6 @@ def check_equal(samples):
         torch.testing.assert_close(
             torch.tensor(sample), ours, rtol=0, atol=1e-4, msg=side
         )
-
-
-def take_turns(timers, rounds):
-    """Return {side: seconds of each round}; every side is timed once a round."""
-    times = {side: [] for side in timers}
-    for timer in timers.values():
-        timer()  # warm up
-    sides = list(timers)
-    for turn in range(rounds):
-        first = turn % len(sides)
-        for side in sides[first:] + sides[:first]:
-            times[side].append(timers[side]())
-    return times
-
-
-def median_and_interval(values):
-    """Return the median and the order statistics that hold it with 95 % confidence."""
-    ordered, n = sorted(values), len(values)
-    cut, tail = 0, 0.5**n  # chance that at most `cut` values lie below the median
-    while tail + comb(n, cut + 1) * 0.5**n <= 0.025:
-        cut += 1
-        tail += comb(n, cut) * 0.5**n
-    return statistics.median(ordered), ordered[cut], ordered[n - 1 - cut]
 
 
 def matrix_rate(size=2048):
@@ -229,8 +167,9 @@ def measure(case, rounds, folder):
     config, batch_size, n_tokens, repetitions, trains = CASES[case]
     sides = [OURS, THEIRS, FUSED, BOTH, PLAIN] if trains else [OURS, THEIRS]
     save_checkpoint(case, folder)
-    running = {name: Side(case, name, folder) for name in sides}
-    check_equal({name: side.sample for name, side in running.items()})
+    serving = [sys.executable, __file__, "--serve", case]
+    running = {name: Side([*serving, name, folder]) for name in sides}
+    check_equal({name: side.ask(0) for name, side in running.items()})
     timers = {name: partial(side.ask, repetitions) for name, side in running.items()}
     times = take_turns(timers | {"rate": matrix_rate}, rounds)
     rate = max(times.pop("rate"))  # what the machine can do when nothing disturbs it
@@ -243,10 +182,7 @@ def measure(case, rounds, folder):
         "repetitions": repetitions,
         "seconds": times,
         "times_faster_than": {
-            side: median_and_interval(
-                [t / ours for t, ours in zip(times[side], times[OURS], strict=True)]
-            )
-            for side in sides[1:]
+            side: times_faster(times[OURS], than=times[side]) for side in sides[1:]
         },
         "flops": flops,
         "matrix_flops_per_second": rate,
@@ -257,32 +193,19 @@ def measure(case, rounds, folder):
     }
 
 
-def describe_machine():
-    import transformers
-
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {
-        "cpu": cpu[1] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "date": date.today().isoformat(),
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=21, help="default: 21")
+    add_rounds(parser)
     parser.add_argument("--cases", nargs="*", default=list(CASES)[:3], choices=CASES)
     default = HERE / "results" / "forward_and_step.json"
     parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rounds < 6:
-        parser.error("--rounds must be at least 6: fewer give no 95 % interval")
+    transformers = import_transformers()
+    if args.serve:
+        return serve(prepare, *args.serve)
     results = {
-        "machine": describe_machine(),
+        "machine": describe_machine(transformers=transformers.__version__),
         "settings": {
             "rounds": args.rounds,
             "dtype": "float32",

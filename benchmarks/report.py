@@ -1,18 +1,26 @@
-"""Write the book's page of speeds, `book/speed.md`, from `benchmarks/results/`.
+"""Write the book's pages of speeds from `benchmarks/results/`.
 
-python benchmarks/report.py            write it
-python benchmarks/report.py --check    fail if the page differs from the results
+    python benchmarks/report.py            write them, and the figure
+    python benchmarks/report.py --check    fail if one differs from the results
+
+They are `book/speed.md`, `book/generation.md` and `book/generation.svg`.
 """
 
 import argparse
+import io
 import json
 import statistics
 import sys
 from pathlib import Path
 
+import matplotlib.style
+from matplotlib.figure import Figure
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "book" / "speed.md"
-RESULTS = ROOT / "benchmarks" / "results" / "forward_and_step.json"
+RESULTS = ROOT / "benchmarks" / "results"
+STYLE = ROOT / "gpt2lib" / "static" / "book.mplstyle"
+
+# The page of forward pass and training step -------------------------------------------
 
 WHAT = {
     "forward 124M": "Forward pass, 124M, one text of 512 tokens, all logits",
@@ -33,7 +41,8 @@ Measured on {date} with {threads} threads on {cores} cores of an {cpu}, Python {
 torch {torch}, transformers {transformers}, {rounds} rounds. In the same run this
 machine multiplied large matrices at {rate} GFLOP/s. The share of that rate says how
 much of the time is arithmetic that neither side can avoid. Memory is the peak of the
-model at work in a process of its own, imports apart.
+model at work in a process of its own, imports apart. How fast it writes text is on
+[the next page](generation.md).
 """
 
 END = """\
@@ -60,54 +69,330 @@ def number(seconds):
     return f"{1000 * seconds:,.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
+def ratio(interval):
+    return "{:.2f} × ({:.2f} to {:.2f})".format(*interval) if interval else "–"
+
+
+def memory(count):
+    return f"{count / 2**20:,.0f} MiB"
+
+
+def label(side):
+    """Return the name of a side as code, what follows its comma as words."""
+    name, comma, how = side.partition(",")
+    return f"`{name}`{comma}{how}"
+
+
+def table(*rows):
+    """Return the lines of a table, its first row the header."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
+
+
 def case_table(case, result):
     """Return the section of one case: a row for each side."""
     rows = [
-        f"## {WHAT[case]}",
-        "",
-        "| side | median time | `gpt2lib` is faster (95 % interval) "
-        "| share of the rate | memory |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for side, times in result["seconds"].items():
-        faster = result["times_faster_than"].get(side)
-        ratio = "{:.2f} × ({:.2f} to {:.2f})".format(*faster) if faster else "–"
-        share = result["share_of_matrix_rate"][side]
-        memory = result["peak_memory_bytes"][side] / 2**20
-        name, comma, optimizer = side.partition(",")
-        median = number(statistics.median(times))
-        rows.append(
-            f"| `{name}`{comma}{optimizer} | {median} | {ratio} | {share:.0%} "
-            f"| {memory:,.0f} MiB |"
+        (
+            label(side),
+            number(statistics.median(times)),
+            ratio(result["times_faster_than"].get(side)),
+            f"{result['share_of_matrix_rate'][side]:.0%}",
+            memory(result["peak_memory_bytes"][side]),
         )
-    return rows
+        for side, times in result["seconds"].items()
+    ]
+    faster = "`gpt2lib` is faster (95 % interval)"
+    header = "side", "median time", faster, "share of the rate", "memory"
+    return [f"## {WHAT[case]}", "", *table(header, *rows)]
 
 
-def page(results):
+def speed_page(results):
     """Return the text of `book/speed.md`."""
-    machine = results["machine"]
     rate = statistics.median(
         case["matrix_flops_per_second"] for case in results["cases"].values()
     )
     intro = INTRO.format(
-        **machine,
+        **results["machine"],
         rounds=results["settings"]["rounds"],
         rate=f"{rate / 1e9:.0f}",
     )
     tables = [case_table(case, result) for case, result in results["cases"].items()]
     cost = number(results["import_seconds_over_torch"])
-    body = "\n\n".join("\n".join(table) for table in tables)
+    body = "\n\n".join("\n".join(lines) for lines in tables)
     return f"{intro}\n{body}\n\n{END.format(cost=cost)}"
+
+
+# The page of generation ---------------------------------------------------------------
+
+AFTER = ("after 64", "after 512")
+
+GENERATION = """\
+# Generation, side by side
+
+How fast does the model that you build write text? To write a token it must read every
+weight once, and the keys and values of all tokens so far. With one text at a time, the
+arithmetic is little beside that. So the rate at which a machine reads its memory sets a
+limit that no code passes, short of reading fewer bytes.
+
+Measured on {date} with {threads} threads on {cores} cores of an {cpu}, Python {python},
+torch {torch}, transformers {transformers}, {rounds} rounds: GPT-2 of 124M parameters,
+one text, always the most probable token, {new} new tokens after a prompt. All sides
+load the same random weights and take turns. In float32, {agreed}.
+
+In the same run this machine read {rate:.1f} GB/s from memory. The weights are {weights}
+MB in float32 and {int8} MB in eight bits, and the cache adds {short} MB and {long} MB,
+on average after {prompts} tokens. So the limit is {limits} tokens a second in float32.
+
+<div class="cell_output">
+
+![{alt}](generation.svg)
+
+</div>
+"""
+
+HOW = """\
+The first token comes once the prompt is read; tokens a second count the others. A ratio
+compares two timings of one round; its interval holds the true median with 95 %
+confidence. `transformers` is `model.generate` as it comes, with
+`attn_implementation="sdpa"`. Memory is the peak of the model at work in a process of
+its own, imports and loading apart.
+
+The weights of eight bits are made by
+[`quantize_int8`](../notebooks/phase6_go_deeper.ipynb#quantize-class). They are rounded,
+so their text may part from the others': {parted}.
+
+## What the cache saves
+
+Without [the cache](../notebooks/phase6_go_deeper.ipynb#cache-class) each token reads
+the whole text again.
+"""
+
+BESIDE_LITGPT = """\
+## Beside litgpt
+
+litgpt {litgpt} is a library of its own for such models. It has no table of positions,
+so it runs GPT-2 with rotary positions: the same sizes, norms, GELU and tied head,
+{fewer:.1%} fewer parameters, for want of that table. `gpt2lib`, rotary, is that very
+model, with the same weights, and {agreed}; `gpt2lib` is GPT-2. litgpt runs in an
+environment of its own, with torch {litgpt_torch}, and makes its cache before its clock
+starts, as its own program does. Another run, of {rounds} rounds, on {date}, in which
+the machine read {rate:.1f} GB/s.
+"""
+
+MEASURE = """\
+## Measure it yourself
+
+    python benchmarks/generation.py
+    python benchmarks/generation.py --peer litgpt --python /path/to/its/python
+    python benchmarks/report.py
+"""
+
+
+def agreement(cases, sides):
+    """Say how far the tokens of `sides` are those of the same model elsewhere."""
+    parted = sorted(
+        f"{label(side)} after {case['prompt_tokens']} + {n} tokens"
+        for case in cases
+        for side, n in case["tokens_in_common"].items()
+        if side in sides and n < case["new_tokens"]
+    )
+    if not parted:
+        return "all their tokens are the same"
+    return (
+        "their tokens are the same, until two are equally probable but for rounding: "
+        + ", ".join(parted)
+    )
+
+
+def agreement_of_int8(case):
+    n, of = case["tokens_in_common"]["gpt2lib, int8"], case["new_tokens"]
+    same = f"all {of}" if n == of else f"the first {n} of {of}"
+    return f"after {case['prompt_tokens']} tokens, {same} are the same"
+
+
+def unbroken(words):
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def sides_table(case):
+    """Return the table of one prompt: a row for each side."""
+    rows = [
+        (
+            label(side),
+            f"{speed:.1f}",
+            ratio(case["times_faster"].get(side)),
+            f"{case['share_of_limit'][side]:.0%}",
+            unbroken(number(statistics.median(case["seconds_to_first_token"][side]))),
+            ratio(case["first_token_times_faster"].get(side)),
+            unbroken(memory(case["peak_memory_bytes"][side])),
+        )
+        for side, speed in case["tokens_per_second"].items()
+    ]
+    faster = f"faster than `{case['beside']}` (95 % interval)"
+    return table(
+        ("side", "tokens/s", faster, "of the limit", "first token", "sooner", "memory"),
+        *rows,
+    )
+
+
+def cache_table(results):
+    """Return the table of what the cache saves."""
+    cases = [case for case in results["cases"].values() if "no cache" in case["beside"]]
+    rows = [
+        (
+            f"{case['prompt_tokens']} tokens",
+            *(f"{speed:.1f}" for speed in case["tokens_per_second"].values()),
+            ratio(case["times_faster"]["gpt2lib"]),
+        )
+        for case in cases
+    ]
+    header = "prompt", "with it, tokens/s", "without", "faster (95 % interval)"
+    return table(header, *rows)
+
+
+def alt(results):
+    """Say in words what the figure shows."""
+    cases = [results["cases"][name] for name in AFTER]
+    says = [
+        f"after {case['prompt_tokens']}, "
+        + ", ".join(
+            f"{side} {case['tokens_per_second'][side]:.0f} of at most "
+            f"{case['limit_tokens_per_second'][side]:.0f}"
+            for side in case["tokens_per_second"]
+        )
+        for case in cases
+    ]
+    return f"Bars of tokens a second, each with a mark at its limit: {'; '.join(says)}."
+
+
+def generation_figure(results):
+    """Return the text of `book/generation.svg`."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(5.6, 3.4))
+        ax = figure.subplots()
+        places, names, place = [], [], 0
+        for name in AFTER:
+            case = results["cases"][name]
+            ax.text(0, place, f"after {case['prompt_tokens']} tokens", va="center")
+            for n, (side, speed) in enumerate(case["tokens_per_second"].items()):
+                place += 1
+                limit = case["limit_tokens_per_second"][side]
+                ax.barh(place, speed, 0.7, color=f"C{n}")
+                ax.plot([limit, limit], [place - 0.4, place + 0.4], color="0.1")
+                text = f"{speed:.0f}, {case['share_of_limit'][side]:.0%} of the limit"
+                ax.text(max(speed, limit), place, f"  {text}", va="center", size=10)
+                places.append(place)
+                names.append(side)
+            place += 1.3
+        ax.set_yticks(places, names)
+        ax.tick_params(axis="y", length=0)
+        ax.invert_yaxis()
+        ax.spines["left"].set_visible(False)
+        widest = ax.get_xlim()[1]
+        ax.spines["bottom"].set_bounds(0, widest)
+        ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= widest])
+        ax.set_xlim(0, 1.5 * widest)  # room for the words
+        ax.set_xlabel("tokens a second; a line marks what memory allows", loc="left")
+        file = io.StringIO()
+        options = {"facecolor": "none", "bbox_inches": "tight"}
+        nothing = {"Date": None, "Creator": None}
+        figure.savefig(file, format="svg", metadata=nothing, **options)
+    return file.getvalue()
+
+
+def generation_page(results, beside_litgpt):
+    """Return the text of `book/generation.md`."""
+    cases = [results["cases"][name] for name in AFTER]
+    short, long = (case["bytes_read_per_token"]["gpt2lib"] for case in cases)
+    int8 = cases[0]["bytes_read_per_token"]["gpt2lib, int8"]
+    both = " and ".join
+    intro = GENERATION.format(
+        **results["machine"],
+        rounds=cases[0]["rounds"],
+        new=cases[0]["new_tokens"],
+        agreed=agreement(
+            results["cases"].values(), ("transformers", "gpt2lib, no cache")
+        ),
+        rate=results["best_read_bytes_per_second"] / 1e9,
+        weights=f"{short['weights'] / 1e6:.0f}",
+        int8=f"{(sum(int8.values()) - int8['cache']) / 1e6:.0f}",
+        short=f"{short['cache'] / 1e6:.0f}",
+        long=f"{long['cache'] / 1e6:.0f}",
+        prompts=both(str(case["prompt_tokens"]) for case in cases),
+        limits=both(
+            f"{case['limit_tokens_per_second']['gpt2lib']:.1f}" for case in cases
+        ),
+        alt=alt(results),
+    )
+    parted = both(map(agreement_of_int8, cases))
+    body = "\n\n".join(
+        "\n".join(
+            [
+                f"## After a prompt of {case['prompt_tokens']} tokens",
+                "",
+                *sides_table(case),
+            ]
+        )
+        for case in cases
+    )
+    saved = "\n".join(cache_table(results))
+    guest = "Beside litgpt nothing has been measured on this machine yet."
+    if beside_litgpt is not None:
+        guest = "\n".join(litgpt_section(beside_litgpt))
+    how = HOW.format(parted=parted)
+    return f"{intro}\n{body}\n\n{how}\n{saved}\n\n{guest}\n\n{MEASURE}"
+
+
+def litgpt_section(results):
+    """Return the lines on litgpt."""
+    cases = [results["cases"][name] for name in AFTER]
+    config = cases[0]["config"]
+    positions = config["block_size"] * config["n_embd"]
+    weights = cases[0]["bytes_read_per_token"]["gpt2lib"]["weights"] / 4
+    lines = [
+        BESIDE_LITGPT.format(
+            **results["machine"],
+            fewer=positions / (positions + weights),
+            agreed=agreement(cases, ("litgpt",)),
+            rounds=cases[0]["rounds"],
+            rate=results["best_read_bytes_per_second"] / 1e9,
+        )
+    ]
+    for case in cases:
+        lines += [f"After {case['prompt_tokens']} tokens:", "", *sides_table(case), ""]
+    return lines[:-1]
+
+
+# Both ---------------------------------------------------------------------------------
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def read_if_measured(name):
+    return read(name) if (RESULTS / f"{name}.json").exists() else None
+
+
+PAGES = {
+    ROOT / "book" / "speed.md": lambda: speed_page(read("forward_and_step")),
+    ROOT / "book" / "generation.md": lambda: generation_page(
+        read("generation"), read_if_measured("generation_litgpt")
+    ),
+    ROOT / "book" / "generation.svg": lambda: generation_figure(read("generation")),
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare")
-    text = page(json.loads(RESULTS.read_text()))
-    if not parser.parse_args().check:
-        PAGE.write_text(text)
-    elif PAGE.read_text() != text:
-        sys.exit(f"{PAGE.name} is not what the results say: run benchmarks/report.py")
+    check = parser.parse_args().check
+    for path, write in PAGES.items():
+        text = write()
+        if not check:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"{path.name} is not what the results say: run this program")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,16 @@ def _check_keys(k, buffer, config, length):
         )
 
 
+@torch.inference_mode(False)  # or what is made there could not be used elsewhere
+def _reserve(shape, dtype, device):
+    """Return a buffer that can be written in any mode of autograd."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 def _roll(buffer, slot, kept, size):
     """Return a buffer of `size` slots, in front the `kept` ones before `slot`."""
-    rolled = buffer.new_empty(*buffer.shape[:3], size, buffer.size(4))
+    shape = (*buffer.shape[:3], size, buffer.size(4))
+    rolled = _reserve(shape, buffer.dtype, buffer.device)
     rolled[:, :, :, :kept] = buffer[:, :, :, slot - kept : slot]
     return rolled
 
@@ -47,15 +54,12 @@ class LayerCache:
     full, the last `block_size - 1` positions move to the front of a new one.
     """
 
-    def __init__(self, owner: "KVCache", shape: tuple[int, ...], dtype, device):
-        self.owner = owner
-        buffer = torch.empty(shape, dtype=dtype, device=device)  # (2, B, H, S, D)
+    def __init__(self, config: GPT2Config, shape: tuple[int, ...], dtype, device):
+        self.config = config
+        self.length = 0  # positions that the whole model has read: `KVCache` sets it
+        buffer = _reserve(shape, dtype, device)  # (2, B, H, S, D)
+        self.capacity = shape[3]
         self._held = buffer, 0  # and the position in its first slot
-
-    @property
-    def length(self) -> int:
-        """The number of positions read so far, the same for all layers."""
-        return self.owner.length
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Append `k` and `v` `(B, H, T, D)`; return what `q` reads, of that shape.
@@ -65,12 +69,12 @@ class LayerCache:
         for another shape, dtype or device, or past the window of learned positions.
         """
         buffer, first = self._held if self.length > 0 else (self._held[0], 0)
-        _check_keys(k, buffer, self.owner.config, self.length)
-        T, window = k.size(2), self.owner.config.block_size
+        _check_keys(k, buffer, self.config, self.length)
+        T, window = k.size(2), self.config.block_size
         slot = self.length - first
         if slot + T > buffer.size(3):
             kept = min(slot, window - 1)
-            buffer = _roll(buffer, slot, kept, max(self.owner.capacity, kept + T))
+            buffer = _roll(buffer, slot, kept, max(self.capacity, kept + T))
             first, slot = self.length - kept, kept
         buffer[0, :, :, slot : slot + T] = k.detach()
         buffer[1, :, :, slot : slot + T] = v.detach()
@@ -94,13 +98,22 @@ class KVCache:
     ):
         B = _whole("batch_size", batch_size)
         self.config = config
-        self.length = 0
         rolls = config.position == "rotary"
         self.capacity = (2 if rolls else 1) * config.block_size
         shape = (2, B, config.n_head, self.capacity, config.head_dim)
         self.layers = [
-            LayerCache(self, shape, dtype, device) for _ in range(config.n_layer)
+            LayerCache(config, shape, dtype, device) for _ in range(config.n_layer)
         ]
+
+    @property
+    def length(self) -> int:
+        """The number of positions read so far, the same for all layers."""
+        return self.layers[0].length
+
+    @length.setter
+    def length(self, length: int):
+        for layer in self.layers:
+            layer.length = length
 
     def reset(self) -> None:
         """Forget everything: the next tokens start a text."""

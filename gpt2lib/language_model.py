@@ -62,6 +62,14 @@ class GPT2LMHeadModel(nn.Module):
             cache.check(self.config)
             start = cache.length
         _check_tokens(tokens, self.config, start)
+        try:
+            return self._logits(tokens, start, cache, last_only)
+        except BaseException:  # Ctrl-C too
+            if cache is not None:
+                cache.length = start  # a pass that broke off has not happened
+            raise
+
+    def _logits(self, tokens, start, cache, last_only):
         x = self.token_embedding(tokens)  # (B, T, C)
         if self.config.position == "learned":
             end = start + tokens.size(1)

@@ -53,6 +53,7 @@ class GPT2Model(nn.Module):
             )
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, cache=layer)
+        x = self.norm(x)
         if cache is not None:
-            cache.length += x.size(1)  # only now: a pass that broke off does not count
-        return self.norm(x)
+            cache.length += x.size(1)  # all have read
+        return x

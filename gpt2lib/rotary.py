@@ -15,7 +15,7 @@ class RotaryEmbedding(nn.Module):
 
     `x` `(..., T, D)` and `positions` `(T,)`, integers -> `(..., T, D)`, of the dtype of
     `x`. Feature i and feature i + D/2 are a pair, turned by position / base**(2 i / D)
-    radians, computed in float32. Raises `ValueError` for an odd `head_dim`, a `base`
+    radians, angles in float64. Raises `ValueError` for an odd `head_dim`, a `base`
     not above 0, an `x` of another width or `positions` that are not T.
     Source: Su et al. (2021), section 3.4.2, in the half-split pairing.
     """
@@ -24,20 +24,24 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         if type(head_dim) is not int or head_dim < 2 or head_dim % 2 != 0:
             raise ValueError(f"head_dim must be even, at least 2, got {head_dim!r}")
-        if not 0 < base < float("inf"):
+        if not isinstance(base, int | float) or not 0 < base < float("inf"):
             raise ValueError(f"base must be above 0 and finite, got {base!r}")
         self.head_dim, self.base = head_dim, base
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        T, D = x.shape[-2:]
-        if self.head_dim != D or positions.shape != (T,):
+        D = self.head_dim
+        if x.dim() < 2 or x.size(-1) != D or positions.shape != (x.size(-2),):
             raise ValueError(
-                f"x must be (..., T, {self.head_dim}) and positions (T,), got "
-                f"{tuple(x.shape)} and {tuple(positions.shape)}"
+                f"x must be (..., T, {D}) and positions (T,), got {tuple(x.shape)} and "
+                f"{tuple(positions.shape)}"
             )
-        exponents = torch.arange(0, D, 2, device=x.device, dtype=torch.float32) / D
-        angles = positions[:, None] * self.base**-exponents  # (T, D/2), float32
-        cos, sin = angles.cos(), angles.sin()
-        a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+        exact = (
+            torch.float64 if x.device.type != "mps" else torch.float32
+        )  # Apple's GPU
+        exponents = torch.arange(0, D, 2, device=x.device, dtype=exact) / D
+        angles = positions.to(exact)[:, None] * self.base**-exponents  # (T, D/2)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = angles.cos().to(wide), angles.sin().to(wide)
+        a, b = x.to(wide).chunk(2, dim=-1)  # (..., T, D/2) each
         turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
         return turned.to(x.dtype)  # (..., T, D)

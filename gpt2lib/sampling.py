@@ -7,7 +7,9 @@ __all__ = ['keep_top_k', 'keep_nucleus', 'next_token_probabilities', 'generate_s
 
 # %% ../notebooks/phase4_sampling.ipynb #imports-sampling
 import argparse
+import codecs
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from .embeddings import _check_indices
 from .language_model import GPT2LMHeadModel
-from .tokenizer import load_tokenizer
+from .tokenizer import BPETokenizer, _check_ids, load_tokenizer
 
 # %% ../notebooks/phase4_sampling.ipynb #top-k
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -56,8 +58,9 @@ def _is_number(value):
 
 def _check_knobs(temperature, top_k, top_p):
     """Raise `ValueError` unless the knobs of sampling are possible."""
-    if not _is_number(temperature) or not 0 < temperature < math.inf:
-        hint = ": for the most probable token say greedy=True" * (temperature == 0)
+    if not _is_number(temperature) or not 0 < temperature <= sys.float_info.max:
+        zero = _is_number(temperature) and temperature == 0
+        hint = ": for the most probable token say greedy=True" if zero else ""
         raise ValueError(
             f"temperature must be a number above 0, got {temperature!r}{hint}"
         )
@@ -77,16 +80,19 @@ def next_token_probabilities(
     """Turn `logits` `(..., V)` into the probabilities `(..., V)` to draw from.
 
     Divides by `temperature`, then keeps the `top_k` largest, then the nucleus of
-    `top_p` among those. Raises `ValueError` for a knob out of range.
+    `top_p` among those. Computes in float64 and returns float32, or float64 for such
+    logits. Raises `ValueError` for a knob out of range.
     """
     _check_knobs(temperature, top_k, top_p)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logits = logits.double()  # room for any temperature
     largest = logits.amax(-1, keepdim=True)  # subtracted, or a small divisor overflows
-    logits = ((logits - largest).double() / temperature).to(logits.dtype)  # (..., V)
+    logits = (logits - largest) / float(temperature)  # (..., V)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_nucleus(logits, top_p)
-    return logits.softmax(-1)
+    return logits.softmax(-1).to(dtype)
 
 # %% ../notebooks/phase4_sampling.ipynb #check-prompt
 def _check_prompt(tokens, vocab_size, max_new_tokens):
@@ -142,9 +148,10 @@ def _stream(model, text, length, knobs, greedy, use_cache, generator):
         from gpt2lib.kv_cache import KVCache  # Phase 6; not needed to generate
 
         weight = model.token_embedding.weight
-        cache = KVCache(
-            model.config, len(text), dtype=weight.dtype, device=weight.device
-        )
+        device, dtype = weight.device, weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        cache = KVCache(model.config, len(text), dtype=dtype, device=device)
     modules = list(model.modules())
     for end in range(length, text.size(1)):
         with _evaluating(modules), torch.inference_mode():
@@ -179,8 +186,11 @@ def generate_stream(
     _check_knobs(**knobs)
     _check_prompt(tokens, model.config.vocab_size, max_new_tokens)
     B, T = tokens.shape
-    text = tokens.new_empty(B, T + max_new_tokens)
-    text[:, :T] = tokens
+    with torch.inference_mode(False):  # or it could not be filled outside of that mode
+        text = torch.empty(
+            B, T + max_new_tokens, dtype=tokens.dtype, device=tokens.device
+        )
+        text[:, :T] = tokens
     return _stream(model, text, T, knobs, greedy, use_cache, generator)
 
 # %% ../notebooks/phase4_sampling.ipynb #generate
@@ -224,15 +234,18 @@ def text_pieces(tokenizer, ids) -> Iterator[str]:
 
     A token of bytes may end inside of a character; what follows completes it.
     """
-    waiting = []
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:
-        waiting.append(int(i))
-        piece = tokenizer.decode(waiting)
-        if not piece.endswith("\N{REPLACEMENT CHARACTER}") or len(waiting) == 4:
+        (i,) = _check_ids([int(i)], tokenizer.vocab_size)
+        if isinstance(tokenizer, BPETokenizer):
+            piece = decoder.decode(tokenizer.tokens[i])  # bytes; keeps an open end
+        else:
+            piece = tokenizer.decode([i])
+        if piece:
             yield piece
-            waiting = []
-    if waiting:
-        yield tokenizer.decode(waiting)
+    rest = decoder.decode(b"", final=True)
+    if rest:
+        yield rest
 
 # %% ../notebooks/phase4_sampling.ipynb #command
 def main(arguments: list[str] | None = None) -> None:
@@ -252,6 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--seed", type=int, help="the same text each time")
     add("--no-cache", action="store_true", help="compute every position every time")
     args = parser.parse_args(arguments)
+    if args.seed is not None and not 0 <= args.seed < 2**63:
+        parser.error(f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     generator = torch.Generator()
     generator.seed() if args.seed is None else generator.manual_seed(args.seed)
     try:
@@ -270,14 +285,17 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(args.prompt, end="", flush=True)
     try:
+        print(args.prompt, end="", flush=True)
         for piece in text_pieces(tokenizer, new):
             print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)  # as a shell reports it; what was written stays
-    finally:
         print()
+    except KeyboardInterrupt:
+        print()  # what was written stays
+        sys.exit(130)  # as a shell reports it
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 if __name__ == "__main__" and "__file__" in globals():

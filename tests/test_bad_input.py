@@ -1,5 +1,7 @@
 """Bad input is refused at the door: what was given, its name, and what is allowed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from gpt2lib.block import TransformerBlock
 from gpt2lib.config import GPT2Config
 from gpt2lib.embeddings import PositionalEmbedding, TokenEmbedding
 from gpt2lib.feedforward import FeedForward
+from gpt2lib.kv_cache import KVCache
 from gpt2lib.language_model import GPT2LMHeadModel, next_token_loss
 from gpt2lib.model import GPT2Model
 from gpt2lib.training_loop import fit
@@ -86,11 +89,21 @@ def test_tokens_of_either_integer_type_give_the_same():
 
 
 def test_tokens_after_a_cache_must_still_fit():
-    class ThreeSeen:
-        length = 3
+    model, cache = GPT2LMHeadModel(SMALL), KVCache(SMALL)
+    model(ids([1, 2, 3]), cache=cache)
+    with pytest.raises(ValueError, match=r"tokens .* 4 positions, got 5.* 3 .*cache"):
+        model(ids([1, 2]), cache=cache)
+    assert cache.length == 3
+    model(ids([1]), cache=cache)
+    assert cache.length == 4
 
-    with pytest.raises(ValueError, match=r"tokens .* 4 positions, got 5"):
-        GPT2LMHeadModel(SMALL)(ids([1, 2]), cache=ThreeSeen())
+
+@pytest.mark.parametrize("T", [4, 5, 20])
+def test_rotary_texts_have_any_length(T):
+    config = replace(SMALL, position="rotary")
+    assert GPT2LMHeadModel(config)(WHOLE[:, :1].expand(2, T)).shape == (2, T, 11)
+    with pytest.raises(ValueError, match="tokens"):
+        GPT2LMHeadModel(config)(WHOLE[:, :0])
 
 
 LOGITS = torch.zeros(2, 4, 11)

@@ -2,35 +2,59 @@
 
 import json
 import random
+import statistics
 import subprocess
 import sys
 from functools import partial
 
 import pytest
+import torch
+from conftest import ROOT
 
-from benchmarks import forward_and_step as bench
-from benchmarks import report
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import forward_and_step as bench
+import generation
+import report
+import side_by_side
+
+from gpt2lib.language_model import GPT2LMHeadModel
+from gpt2lib.quantize import Int8Linear, quantize_int8
+
+GENERATIONS = {
+    "generation": [name for name in generation.CASES if name != "tiny"],
+    "generation_litgpt": [name for name in generation.PEER_CASES if name != "tiny"],
+}
 
 
 @pytest.fixture(scope="module")
 def results():
-    return json.loads(report.RESULTS.read_text())
+    return report.read("forward_and_step")
+
+
+# What the benchmarks share ------------------------------------------------------------
 
 
 def test_interval_holds_the_median_as_often_as_it_says():
     rng, held = random.Random(0), 0
     for _ in range(2000):
-        _, low, high = bench.median_and_interval([rng.random() for _ in range(15)])
+        values = [rng.random() for _ in range(15)]
+        _, low, high = side_by_side.median_and_interval(values)
         held += low <= 0.5 <= high
     assert 0.95 <= held / 2000 <= 0.98
 
 
 @pytest.mark.parametrize("n", [6, 15, 21, 40])
 def test_interval_is_of_order_statistics(n):
-    median, low, high = bench.median_and_interval(range(n))
+    median, low, high = side_by_side.median_and_interval(range(n))
     assert median == (n - 1) / 2
     assert low + high == n - 1
     assert 0 <= low < median < high
+
+
+def test_times_faster_compares_times_of_one_round():
+    ours, theirs = [1.0, 10.0] * 10, [2.0, 20.0] * 10
+    assert side_by_side.times_faster(ours, than=theirs) == (2, 2, 2)
 
 
 def test_sides_take_turns():
@@ -40,9 +64,44 @@ def test_sides_take_turns():
         calls.append(name)
         return len(calls)
 
-    times = bench.take_turns({name: partial(timer, name) for name in "ab"}, rounds=4)
+    timers = {name: partial(timer, name) for name in "ab"}
+    times = side_by_side.take_turns(timers, rounds=4)
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab" + "ba"
     assert times == {"a": [3, 6, 7, 10], "b": [4, 5, 8, 9]}
+
+
+def test_a_side_answers_and_says_its_peak():
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "from side_by_side import serve\n"
+        "def prepare(more):\n"
+        "    print('a library that talks')\n"
+        "    def answer(request):\n"
+        "        b'x' * (request * 2**20)\n"
+        "        return request + int(more)\n"
+        "    return answer\n"
+        "serve(prepare, '1')"
+    )
+    side = side_by_side.Side([sys.executable, "-c", program])
+    assert [side.ask(30), side.ask(60)] == [31, 61]
+    assert 59 <= side.ask(None) / 2**20 < 120
+    with pytest.raises((ChildProcessError, BrokenPipeError)):
+        side.ask(1)
+
+
+def test_tokens_are_timed_as_they_come():
+    def work(prompt, n_new, mark):
+        for token in range(prompt, prompt + n_new):
+            mark(torch.tensor([token]))
+
+    timed = side_by_side.time_tokens(work, 7, 3)
+    assert timed["tokens"] == [7, 8, 9]
+    assert min(timed["first"], timed["others"]) > 0
+    with pytest.raises(AssertionError, match="4 tokens were asked for, 3 came"):
+        side_by_side.time_tokens(lambda *args: work(7, 3, args[2]), 7, 4)
+
+
+# Forward pass and training step -------------------------------------------------------
 
 
 def test_sides_that_disagree_are_not_compared():
@@ -50,11 +109,14 @@ def test_sides_that_disagree_are_not_compared():
         bench.check_equal({bench.OURS: [1.0, 2.0], bench.THEIRS: [1.0, 2.001]})
 
 
-def test_a_dry_run_measures_every_side(tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, bench.__file__, "--cases", "tiny", "--rounds", "6"]
+def dry_run(program, out):
+    command = [sys.executable, program.__file__, "--cases", "tiny", "--rounds", "6"]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
-    case = json.loads(out.read_text())["cases"]["tiny"]
+    return json.loads(out.read_text())
+
+
+def test_a_dry_run_measures_every_side(tmp_path):
+    case = dry_run(bench, tmp_path / "out.json")["cases"]["tiny"]
     sides = {bench.OURS, bench.THEIRS, bench.FUSED, bench.BOTH, bench.PLAIN}
     assert set(case["seconds"]) == set(case["peak_memory_bytes"]) == sides
     assert all(len(values) == 6 for values in case["seconds"].values())
@@ -65,10 +127,117 @@ def test_committed_results_are_whole(results):
     assert results["settings"]["rounds"] >= 15
     for case in results["cases"].values():
         for side, stored in case["times_faster_than"].items():
-            pairs = zip(case["seconds"][side], case["seconds"][bench.OURS], strict=True)
-            ratios = [theirs / ours for theirs, ours in pairs]
-            assert list(bench.median_and_interval(ratios)) == pytest.approx(stored)
+            ours, theirs = case["seconds"][bench.OURS], case["seconds"][side]
+            again = side_by_side.times_faster(ours, than=theirs)
+            assert list(again) == pytest.approx(stored)
 
 
-def test_the_book_says_what_was_measured(results):
-    assert report.PAGE.read_text() == report.page(results)
+# Generation ---------------------------------------------------------------------------
+
+
+def test_a_dry_run_of_generation_measures_every_side(tmp_path):
+    found = dry_run(generation, tmp_path / "out.json")
+    case = found["cases"]["tiny"]
+    *_, new, _, sides = generation.CASES["tiny"]
+    for part in ("seconds_to_first_token", "seconds_for_the_others"):
+        assert set(case[part]) == set(sides)
+        assert all(len(values) == 6 for values in case[part].values())
+    assert case["tokens_in_common"][generation.THEIRS] == new
+    assert case["tokens_in_common"][generation.NO_CACHE] == new
+    check_generation(found, ["tiny"])
+
+
+def check_generation(found, names):
+    """Assert that what is derived in results of generation follows from the rest."""
+    assert list(found["cases"]) == names
+    cases = found["cases"].values()
+    rate = max(max(case["read_bytes_per_second"]) for case in cases)
+    assert found["best_read_bytes_per_second"] == rate
+    for case in cases:
+        again = json.loads(json.dumps(case))
+        generation.add_limit(again, rate)
+        assert again == case
+        others, first = case["seconds_for_the_others"], case["seconds_to_first_token"]
+        assert {len(values) for values in others.values()} == {case["rounds"]}
+        for side, speed in case["tokens_per_second"].items():
+            median = statistics.median(others[side])
+            assert speed == pytest.approx((case["new_tokens"] - 1) / median)
+        for times, stored in [
+            (others, case["times_faster"]),
+            (first, case["first_token_times_faster"]),
+        ]:
+            assert set(stored) == set(times) - {case["beside"]}
+            for side, value in stored.items():
+                ratio = side_by_side.times_faster(times[side], times[case["beside"]])
+                assert list(ratio) == pytest.approx(value)
+
+
+def test_a_byte_is_counted_for_each_weight():
+    config = generation.TINY
+    model = GPT2LMHeadModel(config)
+    table = model.position_embedding.weight
+    weights = 4 * (sum(p.numel() for p in model.parameters()) - table.numel())
+    cache = 4 * 2 * config.n_layer * config.n_embd * 10
+    read = generation.bytes_read(config, generation.OURS, 10)
+    assert read == {"weights": weights, "cache": cache}
+
+    quantized = quantize_int8(model)
+    layers = [m for m in quantized.modules() if isinstance(m, Int8Linear)]
+    read = generation.bytes_read(config, generation.INT8, 10)
+    unpacked = [torch.ops.quantized.linear_unpack(m.packed)[0] for m in layers]
+    assert read["weights of eight bits"] == sum(w.numel() for w in unpacked)
+    assert read["their scales"] == 4 * sum(len(w) for w in unpacked)
+    biases = sum(len(w) for w in unpacked) - config.vocab_size  # the head has none
+    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
+    assert read["other weights"] == 4 * (biases + norms)
+
+
+def test_the_limit_is_what_memory_allows():
+    case = {
+        "config": vars(generation.TINY),
+        "prompt_tokens": 5,
+        "new_tokens": 4,
+        "tokens_per_second": {generation.OURS: 25.0, generation.NO_CACHE: 1.0},
+    }
+    read = sum(generation.bytes_read(generation.TINY, generation.OURS, 7).values())
+    generation.add_limit(case, rate=100.0 * read)
+    assert case["limit_tokens_per_second"] == {generation.OURS: pytest.approx(100)}
+    assert case["share_of_limit"] == {generation.OURS: pytest.approx(0.25)}
+
+
+def test_tokens_may_part_only_where_two_are_equally_probable(tmp_path):
+    generation.save_checkpoints(generation.TINY, [generation.OURS], tmp_path)
+    prompt, ours = [1, 2], [3, 4, 5]
+    sides = {generation.OURS: ours, generation.THEIRS: list(ours)}
+    check = partial(generation.check_tokens, sides, prompt, tmp_path)
+    assert check() == {generation.THEIRS: 3}
+    sides[generation.THEIRS] = [3, 6, 5]
+    with pytest.raises(AssertionError, match="transformers parts from gpt2lib at 1"):
+        check()
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "learned")
+    with torch.no_grad():
+        model.token_embedding.weight[6] = model.token_embedding.weight[4]
+    model.save_pretrained(tmp_path / "learned")
+    assert check() == {generation.THEIRS: 1}
+    sides[generation.INT8] = [8, 8, 8]
+    assert check() == {generation.THEIRS: 1, generation.INT8: 0}
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_committed_results_of_generation_are_whole(name):
+    found = report.read_if_measured(name)
+    if found is None:
+        assert name == "generation_litgpt"
+        pytest.skip("not measured yet")
+    check_generation(found, GENERATIONS[name])
+    assert found["machine"]["threads"] == found["machine"]["cores"]
+    for after in report.AFTER:
+        assert found["cases"][after]["rounds"] >= 15
+
+
+# The book -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
+def test_the_book_says_what_was_measured(path):
+    assert path.read_text() == report.PAGES[path]()

@@ -76,9 +76,31 @@ def test_same_as_transformers(n_layer, n_head, n_embd, B, T):
     assert_equal(*(torch.autograd.grad(y, x, direction)[0] for y in outputs))
 
 
-def test_rotary_waits_for_phase_6():
-    with pytest.raises(NotImplementedError, match="Phase 6"):
-        GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, position="rotary"))
+def test_rotary_positions_are_the_only_difference():
+    """At one position nothing turns, and the weights have the same names and shapes."""
+    configs = [
+        GPT2Config(n_layer=2, n_head=2, n_embd=8, block_size=4, position=position)
+        for position in ("learned", "rotary")
+    ]
+    learned, rotary = (GPT2Model(config).eval() for config in configs)
+    rotary.load_state_dict(learned.state_dict())
+    x = torch.randn(3, 1, 8)
+    assert_equal(rotary(x), learned(x))
+    x = torch.randn(3, 4, 8)
+    assert_equal(rotary(x)[:, :1], learned(x)[:, :1])
+    assert (rotary(x) - learned(x))[:, 1:].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_no_position_sees_the_future(position):
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=8, block_size=4, position=position)
+    model, x = GPT2Model(config).eval(), torch.randn(1, 9, 8)
+    x, y = x.requires_grad_(), model(x)
+    for t in range(9):
+        gradient = torch.autograd.grad(y[0, t].square().sum(), x, retain_graph=True)[0]
+        assert not gradient[0, t + 1 :].any()
+        assert gradient[0, t].any()
 
 
 def test_124m_on_the_meta_device():
