@@ -129,6 +129,7 @@ def plain_logits(model, tokens, start=0):
 def held():
     """The bytes of all tensors alive, and how many there are."""
     kinds = (torch.Tensor, torch.nn.Parameter)
-    tensors = [o for o in gc.get_objects() if type(o) in kinds]
+    objects = (o for o in gc.get_objects() if type(o) in kinds)
+    tensors = [t for t in objects if t.layout == torch.strided]
     storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
     return sum(s.nbytes() for s in storages.values()), len(tensors)
