@@ -85,11 +85,11 @@ def next_token_probabilities(
     """
     _check_knobs(temperature, top_k, top_p)
     dtype = torch.promote_types(logits.dtype, torch.float32)
+    if top_k is not None:  # first: dividing does not change which are the largest
+        logits = keep_top_k(logits, top_k)
     logits = logits.double()  # room for any temperature
     largest = logits.amax(-1, keepdim=True)  # subtracted, or a small divisor overflows
     logits = (logits - largest) / float(temperature)  # (..., V)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_nucleus(logits, top_p)
     return logits.softmax(-1).to(dtype)
