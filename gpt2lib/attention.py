@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import GPT2Config
+from .linear import Linear
 from .rotary import RotaryEmbedding
 
 # %% ../notebooks/phase1_components.ipynb #explicit-attention
@@ -89,18 +90,17 @@ class MultiHeadSelfAttention(nn.Module):
         if config.position == "rotary":
             self.rotary = RotaryEmbedding(config.head_dim)
             self.window = config.block_size
-        self.n_head = config.n_head
+        self.n_head, self.n_embd = config.n_head, config.n_embd
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
         self.proj_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, *, cache=None) -> Tensor:
-        _check_shape(x, self.proj.in_features)
+        _check_shape(x, self.n_embd)
         B, T, C = x.shape
-        heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = self.qkv(x).split(C, dim=-1)  # three times (B, T, C)
-        q, k, v = (t.view(heads).transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))  # (B, H, T, D) each
         if self.rotary is not None:
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + T, device=x.device)  # (T,)

@@ -23,13 +23,14 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
+        self.n_embd = config.n_embd
         self.norm1 = nn.LayerNorm(config.n_embd)
         self.attention = MultiHeadSelfAttention(config)
         self.norm2 = nn.LayerNorm(config.n_embd)
         self.feedforward = FeedForward(config)
 
     def forward(self, x: Tensor, *, cache=None) -> Tensor:
-        _check_shape(x, self.norm2.weight.numel())
+        _check_shape(x, self.n_embd)
         x = x + self.attention(self.norm1(x), cache=cache)
         x = x + self.feedforward(self.norm2(x))
         return x

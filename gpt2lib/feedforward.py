@@ -9,6 +9,7 @@ __all__ = ['FeedForward']
 from torch import Tensor, nn
 
 from .config import GPT2Config
+from .linear import Linear
 
 # %% ../notebooks/phase1_components.ipynb #feedforward-class
 class FeedForward(nn.Module):
@@ -21,14 +22,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.expand = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.n_embd = config.n_embd
+        self.expand = Linear(config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU(approximate="tanh")
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.proj = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        C = self.proj.out_features
-        if x.shape[-1:] != (C,):
-            raise ValueError(f"x must have shape (..., {C}), got {tuple(x.shape)}")
+        if x.shape[-1:] != (self.n_embd,):
+            raise ValueError(
+                f"x must have shape (..., {self.n_embd}), got {tuple(x.shape)}"
+            )
         hidden = self.gelu(self.expand(x))  # (..., 4C)
         return self.dropout(self.proj(hidden))  # (..., C)

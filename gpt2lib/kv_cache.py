@@ -76,11 +76,12 @@ class LayerCache:
             kept = min(slot, window - 1)
             buffer = _roll(buffer, slot, kept, max(self.capacity, kept + T))
             first, slot = self.length - kept, kept
-        buffer[0, :, :, slot : slot + T] = k.detach()
-        buffer[1, :, :, slot : slot + T] = v.detach()
+        new_keys, new_values = buffer.narrow(3, slot, T)  # (B, H, T, D) each
+        new_keys.copy_(k.detach())
+        new_values.copy_(v.detach())
         self._held = buffer, first
         oldest = max(0, slot + 1 - window)  # that the first new position reads
-        keys, values = buffer[:, :, :, oldest : slot + T]  # (B, H, S, D) each
+        keys, values = buffer.narrow(3, oldest, slot + T - oldest)  # (B, H, S, D) each
         return causal_attention(q, keys, values, window=window)
 
 # %% ../notebooks/phase6_go_deeper.ipynb #cache-class

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import GPT2Config
 from .embeddings import PositionalEmbedding, TokenEmbedding, _check_indices
+from .linear import Linear
 from .model import GPT2Model
 from .pretrained import find_checkpoint, read_checkpoint, write_checkpoint
 
@@ -53,7 +54,7 @@ class GPT2LMHeadModel(nn.Module):
             self.position_embedding = PositionalEmbedding(config)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = GPT2Model(config)
-        self.lm_head = nn.Linear(C, V, bias=False, device="meta")
+        self.lm_head = Linear(C, V, bias=False, device="meta")
         self.lm_head.weight = self.token_embedding.weight  # (V, C), one for both
 
     def forward(self, tokens: Tensor, *, cache=None, last_only: bool = False) -> Tensor:

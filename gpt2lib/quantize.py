@@ -49,9 +49,9 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     is rounded, the embedding that it came from stays. Raises `ValueError` if a weight
     is not finite.
     """
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+    model = copy.deepcopy(model).to("cpu", torch.float32).requires_grad_(False)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):
                 setattr(parent, name, Int8Linear(layer))
-    return model
+    return model.eval()

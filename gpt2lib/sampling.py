@@ -135,7 +135,7 @@ def _next_logits(model, text, cache):
         text, cache = text[:, -config.block_size :], None
     start = 0 if cache is None else cache.length
     logits = model(text[:, start:], cache=cache, last_only=True)[:, -1]  # (B, V)
-    if logits.isnan().any():
+    if not logits.amax(-1).isfinite().all():
         raise ValueError("the model's logits are not numbers: are its weights damaged?")
     return logits
 
