@@ -157,10 +157,10 @@ confidence. `transformers` is `model.generate` as it comes, with
 `attn_implementation="sdpa"`. Memory is the peak of the model at work in a process of
 its own, imports and loading apart.
 
-Most of the lead in float32 is [`Linear`](../notebooks/phase6_go_deeper.ipynb#linear-class),
-which gives the one row of a step to all threads. What is missing to the limit is, in
-part, the limit itself: it is the rate of one long read, and a step is fifty shorter
-ones with a dozen small calls around each pair of them.
+Most of the lead in float32 is
+[`Linear`](../notebooks/phase6_go_deeper.ipynb#linear-class), which gives the one row of
+a step to all threads. What is missing to the limit is, in part, the limit itself: it is
+the rate of one long read, and a step is fifty shorter ones with small calls between.
 
 The weights of eight bits are made by
 [`quantize_int8`](../notebooks/phase6_go_deeper.ipynb#quantize-class). They are rounded,
