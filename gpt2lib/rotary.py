@@ -15,8 +15,9 @@ class RotaryEmbedding(nn.Module):
 
     `x` `(..., T, D)` and `positions` `(T,)`, integers -> `(..., T, D)`, of the dtype of
     `x`. Feature i and feature i + D/2 are a pair, turned by position / base**(2 i / D)
-    radians, angles in float64. Raises `ValueError` for an odd `head_dim`, a `base`
-    not above 0, an `x` of another width or `positions` that are not T.
+    radians, angles in float64. Raises `ValueError` for an odd `head_dim`, a `base` not
+    above 0, an `x` of another width or `positions` that are not T, `TypeError` for an
+    `x` of integers.
     Source: Su et al. (2021), section 3.4.2, in the half-split pairing.
     """
 
@@ -35,9 +36,11 @@ class RotaryEmbedding(nn.Module):
                 f"x must be (..., T, {D}) and positions (T,), got {tuple(x.shape)} and "
                 f"{tuple(positions.shape)}"
             )
-        exact = (
-            torch.float64 if x.device.type != "mps" else torch.float32
-        )  # Apple's GPU
+        if not x.is_floating_point():
+            raise TypeError(f"x must hold floating-point numbers, got {x.dtype}")
+        exact = torch.float64
+        if x.device.type == "mps":  # Apple's GPU has no float64
+            exact = torch.float32
         exponents = torch.arange(0, D, 2, device=x.device, dtype=exact) / D
         angles = positions.to(exact)[:, None] * self.base**-exponents  # (T, D/2)
         wide = torch.promote_types(x.dtype, torch.float32)

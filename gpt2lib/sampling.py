@@ -22,13 +22,19 @@ from .language_model import GPT2LMHeadModel
 from .tokenizer import BPETokenizer, _check_ids, load_tokenizer
 
 # %% ../notebooks/phase4_sampling.ipynb #top-k
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the `k` largest of `logits` `(..., V)` to minus infinity.
+def _check_top_k(top_k):
+    if type(top_k) is not int or top_k < 1:
+        raise ValueError(f"top_k must be an integer from 1 on, got {top_k!r}")
 
-    Exactly `k` stay, the earlier id first among equals; all, if `k` is above V.
-    Source: Fan et al. (2018).
+
+def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Set all but the `top_k` largest of `logits` `(..., V)` to minus infinity.
+
+    Exactly `top_k` stay, the earlier id first among equals; all, if it is above V.
+    Raises `ValueError` unless it is an integer from 1 on. Source: Fan et al. (2018).
     """
-    k = min(k, logits.size(-1))
+    _check_top_k(top_k)
+    k = min(top_k, logits.size(-1))
     smallest = logits.topk(k, dim=-1).values[..., -1:]  # (..., 1), the last to stay
     above, equal = logits > smallest, logits == smallest
     places = k - above.sum(-1, keepdim=True)  # left for those that equal it
@@ -36,13 +42,24 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(~stay, -math.inf)
 
 # %% ../notebooks/phase4_sampling.ipynb #nucleus
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_top_p(top_p):
+    if not _is_number(top_p) or not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
+
+
 def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
     """Set all to minus infinity but the fewest whose probability reaches `top_p`.
 
     `logits` `(..., V)`, their softmax the probability. The token that crosses `top_p`
     stays; among equals the earlier id comes first. What falls short of `top_p` by
-    rounding alone has reached it. Source: Holtzman et al. (2020).
+    rounding alone has reached it. Raises `ValueError` unless `top_p` is in (0, 1].
+    Source: Holtzman et al. (2020).
     """
+    _check_top_p(top_p)
     probabilities = logits.double().softmax(-1)
     ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered  # (..., V), what the more probable ones have
@@ -52,22 +69,18 @@ def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(drop.scatter(-1, ids, drop), -math.inf)
 
 # %% ../notebooks/phase4_sampling.ipynb #check-knobs
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _check_knobs(temperature, top_k, top_p):
-    """Raise `ValueError` unless the knobs of sampling are possible."""
+    """Raise `ValueError` unless the knobs of sampling are possible; None is none."""
     if not _is_number(temperature) or not 0 < temperature <= sys.float_info.max:
         zero = _is_number(temperature) and temperature == 0
         hint = ": for the most probable token say greedy=True" if zero else ""
         raise ValueError(
             f"temperature must be a number above 0, got {temperature!r}{hint}"
         )
-    if top_k is not None and (type(top_k) is not int or top_k < 1):
-        raise ValueError(f"top_k must be None or an integer from 1 on, got {top_k!r}")
-    if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
-        raise ValueError(f"top_p must be None or in (0, 1], got {top_p!r}")
+    if top_k is not None:
+        _check_top_k(top_k)
+    if top_p is not None:
+        _check_top_p(top_p)
 
 # %% ../notebooks/phase4_sampling.ipynb #probabilities
 def next_token_probabilities(
@@ -290,6 +303,9 @@ def main(arguments: list[str] | None = None) -> None:
         for piece in text_pieces(tokenizer, new):
             print(piece, end="", flush=True)
         print()
+    except ValueError as error:  # such as weights that are not numbers
+        print()
+        parser.error(str(error))
     except KeyboardInterrupt:
         print()  # what was written stays
         sys.exit(130)  # as a shell reports it

@@ -2,6 +2,7 @@
 
 import codecs
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -664,6 +665,17 @@ def test_command_refuses_what_is_no_model(tmp_path, capsys, monkeypatch):
 
 
 COMMAND = [sys.executable, "-m", "gpt2lib.sampling"]
+
+
+def test_command_tells_of_damaged_weights(tmp_path, capsys):
+    model = random_model("learned", (1, 1, 8, 50257, 4))
+    with torch.no_grad():
+        model.transformer.norm.bias[0] = math.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", str(tmp_path), "--prompt", "a", "--tokens", "2"])
+    assert caught.value.code == 2
+    assert "not numbers" in capsys.readouterr().err
 
 
 def test_command_in_a_shell(tmp_path):

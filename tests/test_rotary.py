@@ -271,3 +271,8 @@ def test_trains():
     assert abs(losses[0] - math.log(7)) < 0.2
     model.eval()
     assert_close(model(tokens)[:, :-1].argmax(-1).double(), tokens[:, 1:].double(), 0)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="int64"):
+        RotaryEmbedding(4)(torch.ones(2, 4, dtype=torch.int64), torch.arange(2))

@@ -127,6 +127,20 @@ def test_keep_top_k(logits, k):
     assert torch.equal(tensor, torch.tensor(logits))  # not changed
 
 
+@pytest.mark.parametrize("k", [0, -1, 2.0, True, None])
+def test_keep_top_k_refuses(k):
+    with pytest.raises(ValueError, match="top_k") as caught:
+        keep_top_k(torch.zeros(3), k)
+    assert repr(k) in str(caught.value)
+
+
+@pytest.mark.parametrize("top_p", [0, 0.0, -0.5, 1.5, math.nan, True, "0.5"])
+def test_keep_nucleus_refuses(top_p):
+    with pytest.raises(ValueError, match="top_p") as caught:
+        keep_nucleus(torch.zeros(3), top_p)
+    assert repr(top_p) in str(caught.value)
+
+
 @given(logits=TIED, top_p=st.sampled_from([1e-300, 0.1, 0.5, 0.9, 0.999, 1, 1.0]))
 @many
 def test_keep_nucleus(logits, top_p):
@@ -468,9 +482,10 @@ def test_bad_max_new_tokens(number, function):
 
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_damaged_weights_are_told_and_make_no_text(use_cache, greedy):
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_damaged_weights_are_told_and_make_no_text(use_cache, greedy, value):
     model = random_model("learned")
     with torch.no_grad():
-        model.transformer.blocks[0].norm1.bias[0] = math.nan
+        model.transformer.norm.bias[0] = value
     with pytest.raises(ValueError, match="not numbers"):
         generate(model, ids([1, 2]), 2, use_cache=use_cache, greedy=greedy)
