@@ -668,10 +668,11 @@ COMMAND = [sys.executable, "-m", "gpt2lib.sampling"]
 
 
 def test_command_tells_of_damaged_weights(tmp_path, capsys):
-    model = random_model("learned", (1, 1, 8, 50257, 4))
+    model = random_model("learned")  # of 7 characters
     with torch.no_grad():
         model.transformer.norm.bias[0] = math.nan
     model.save_pretrained(tmp_path)
+    CharTokenizer("abcdef\n").save(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(["--model", str(tmp_path), "--prompt", "a", "--tokens", "2"])
     assert caught.value.code == 2
