@@ -94,10 +94,10 @@ def case_table(case, result):
     rows = [
         (
             label(side),
-            number(statistics.median(times)),
+            unbroken(number(statistics.median(times))),
             ratio(result["times_faster_than"].get(side)),
             f"{result['share_of_matrix_rate'][side]:.0%}",
-            memory(result["peak_memory_bytes"][side]),
+            unbroken(memory(result["peak_memory_bytes"][side])),
         )
         for side, times in result["seconds"].items()
     ]
@@ -211,8 +211,12 @@ def agreement(cases, sides):
 
 def agreement_of_int8(case):
     n, of = case["tokens_in_common"]["gpt2lib, int8"], case["new_tokens"]
-    same = f"all {of}" if n == of else f"the first {n} of {of}"
-    return f"after {case['prompt_tokens']} tokens, {same} are the same"
+    same = (
+        f"all {of} are the same" if n == of else f"the first {n} of {of} are the same"
+    )
+    if n == 0:
+        same = "the first already differs"
+    return f"after {case['prompt_tokens']} tokens, {same}"
 
 
 def unbroken(words):
