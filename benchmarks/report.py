@@ -51,8 +51,10 @@ memory, and
 [keeps freed memory](../notebooks/phase0_foundation.ipynb#keep-function). The row
 `transformers` is a step with `torch.optim.AdamW(parameters)` and nothing else. The rows
 below it have the fused optimiser, as their `Trainer` has, and then both; the last of
-the three differs from ours in the model alone. `gpt2lib`, memory not kept, is our step
-without the call: slower at 124M, with a lower peak.
+the three differs from ours in the model alone, and where its interval contains 1, no
+difference of the models is shown. `gpt2lib`, memory not kept, is our step without the
+call. A ratio is the median of ratios within a round; the times are medians by
+themselves, so the two need not agree.
 
 ## Import
 
@@ -169,7 +171,8 @@ so their text may part from the others': {parted}.
 ## What the cache saves
 
 Without [the cache](../notebooks/phase6_go_deeper.ipynb#cache-class) each token reads
-the whole text again.
+the whole text again. These rows were timed on fewer tokens, apart from those above:
+only the ratio within a row is to be read.
 """
 
 BESIDE_LITGPT = """\

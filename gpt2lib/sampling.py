@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--model", default="shakespeare-char", help="a folder or a name, such as gpt2")
     add("--prompt", default="\n", help="the text to continue (default: an empty line)")
     add("--tokens", type=int, default=300, help="how many to add (default: 300)")
-    add("--temperature", type=float, default=1.0, help="below 1 bolder, above 1 wilder")
+    add("--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder")
     add("--top-k", type=int, help="draw among the k most probable")
     add("--top-p", type=float, help="draw among the fewest that reach this probability")
     add("--greedy", action="store_true", help="always take the most probable")

@@ -134,7 +134,7 @@ def test_the_command(text_file, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     corpus = load_corpus(out)
-    assert f"{len(corpus.train):,} to train on" in done.stdout
+    assert f"{len(corpus.train):,} tokens to train on" in done.stdout
     again = subprocess.run(
         [*command, str(text_file), "--out", out], capture_output=True, text=True
     )
