@@ -1,7 +1,7 @@
 """Train the small character model that ships with the library, and write its card.
 
     python tools/train_shakespeare.py           about a quarter of an hour on two cores
-    python tools/train_shakespeare.py --steps 20 --out /tmp/model    a quick look
+    python tools/train_shakespeare.py --steps 20 --out model    a quick look
 
 Phase 0's loop, cross-entropy of the next character and AdamW, as in Phase 3; a warm-up
 and a cosine for the learning rate, and clipped gradients, are all that is added. The
@@ -11,7 +11,6 @@ held-out text.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -27,20 +26,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from gpt2lib.config import GPT2Config
-from gpt2lib.data import load_shakespeare
+from gpt2lib.data import load_corpus
 from gpt2lib.language_model import GPT2LMHeadModel
-from gpt2lib.tokenizer import CharTokenizer
 from gpt2lib.training_loop import fit, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE, LENGTH = 16, 128
 PEAK_RATE, WARM_UP, WEIGHT_DECAY, SEED = 4e-3, 100, 0.1, 0
-
-
-def split(ids):
-    """Return the first nine tenths for training and the rest for validation."""
-    cut = len(ids) * 9 // 10
-    return ids[:cut], ids[cut:]
 
 
 def random_texts(ids, generator):
@@ -115,9 +107,8 @@ def main():
     parser.add_argument("--out", type=Path, default=default)
     args = parser.parse_args()
 
-    text = load_shakespeare()
-    tokenizer = CharTokenizer.train(text)
-    train_ids, validation_ids = split(torch.tensor(tokenizer.encode(text)))
+    corpus = load_corpus("shakespeare")
+    tokenizer = corpus.tokenizer
     keep_freed_memory()
     torch.manual_seed(SEED)
     config = GPT2Config(
@@ -125,8 +116,10 @@ def main():
     )
     model = GPT2LMHeadModel(config)
     start = time.perf_counter()
-    train(model, train_ids, args.steps)
+    train(model, torch.from_numpy(corpus.train), args.steps)
     seconds = time.perf_counter() - start
+
+    loss = validation_loss(model.eval(), torch.from_numpy(corpus.validation))
 
     model.save_pretrained(args.out)
     tokenizer.save(args.out)
@@ -138,10 +131,10 @@ def main():
         "torch": torch.__version__,
         "seed": SEED,
         "data": "load_shakespeare(), its last tenth held out",
-        "data_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "data_sha256": corpus.digest,
         "parameters": config.num_parameters,
         "seconds": round(seconds),
-        "validation_loss": round(validation_loss(model.eval(), validation_ids), 4),
+        "validation_loss": round(loss, 4),
     }
     (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card, indent=1))
