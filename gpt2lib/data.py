@@ -126,7 +126,7 @@ def prepare(paths, folder, tokenizer: BPETokenizer | None = None) -> Path:
     (folder / "tokens.json").write_text(json.dumps(content, indent=1) + "\n")
     return folder
 
-# %% ../notebooks/phase6_go_deeper.ipynb #load-corpus
+# %% ../notebooks/phase6_go_deeper.ipynb #open-tokens
 def _open_tokens(folder):
     """Return the corpus in `folder`; its tokens stay on disk until they are read."""
     try:
@@ -148,7 +148,7 @@ def _open_tokens(folder):
         parts.append(np.memmap(path, dtype="<u2", mode="r"))
     return Corpus(*parts, load_tokenizer(folder), digest)
 
-
+# %% ../notebooks/phase6_go_deeper.ipynb #load-corpus
 def load_corpus(name) -> Corpus:
     """Return what `name` means: "shakespeare", "hello-world", a text file or a folder.
 

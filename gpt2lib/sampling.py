@@ -152,7 +152,7 @@ def _next_logits(model, text, cache):
         raise ValueError("the model's logits are not numbers: are its weights damaged?")
     return logits
 
-# %% ../notebooks/phase4_sampling.ipynb #generate-stream
+# %% ../notebooks/phase4_sampling.ipynb #stream-loop
 @torch.no_grad()
 def _stream(model, text, length, knobs, greedy, use_cache, generator):
     """Fill `text` `(B, T)` from `length` on, and yield each new `(B,)` as it comes."""
@@ -177,7 +177,7 @@ def _stream(model, text, length, knobs, greedy, use_cache, generator):
         text[:, end] = token
         yield text[:, end].clone()
 
-
+# %% ../notebooks/phase4_sampling.ipynb #generate-stream
 def generate_stream(
     model: GPT2LMHeadModel,
     tokens: Tensor,
