@@ -161,10 +161,10 @@ its own, imports and loading apart.
 
 Most of the lead in float32 is
 [`Linear`](../notebooks/phase6_go_deeper.ipynb#linear-class), which gives the one row of
-a step to all threads: Phase 6 [times a step](../notebooks/phase6_go_deeper.ipynb#measure)
-with and without it. The limit is the rate of one long read. A step reads each matrix by
-itself, and Phase 6 counts
-[the calls between](../notebooks/phase6_go_deeper.ipynb#operators).
+a step to all threads: Phase 6
+[times a step](../notebooks/phase6_go_deeper.ipynb#measure) with and without it. The
+limit is the rate of one long read. A step reads each matrix by itself, and Phase 6
+counts [the calls between](../notebooks/phase6_go_deeper.ipynb#operators).
 
 The weights of eight bits are made by
 [`quantize_int8`](../notebooks/phase6_go_deeper.ipynb#quantize-class). They are rounded,
