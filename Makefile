@@ -21,7 +21,7 @@ test: install lint ## Check everything that CI checks
 	@$(BIN)/python tools/address.py --check
 	@$(MAKE) --no-print-directory book
 	@echo "== Running the tests"
-	@$(BIN)/pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile
 	@echo "== Rerunning the notebooks and comparing their outputs"
 	@$(BIN)/pytest -q -p no:cacheprovider --nbval --nbval-cell-timeout 600 notebooks
 

@@ -1,9 +1,9 @@
-"""Write the book's pages of speeds from `benchmarks/results/`.
+"""Write the book's pages of measurements from `benchmarks/results/`.
 
     python benchmarks/report.py            write them, and the figure
     python benchmarks/report.py --check    fail if one differs from the results
 
-They are `book/speed.md`, `book/generation.md` and `book/generation.svg`.
+They are `book/speed.md`, `book/generation.md`, `book/training.md` and their figures.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import matplotlib.style
 from matplotlib.figure import Figure
+from report_training import training_figure, training_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -377,7 +378,7 @@ def litgpt_section(results):
     return lines[:-1]
 
 
-# Both ---------------------------------------------------------------------------------
+# All ---------------------------------------------------------------------------------
 
 
 def read(name):
@@ -394,6 +395,8 @@ PAGES = {
         read("generation"), read_if_measured("generation_litgpt")
     ),
     ROOT / "book" / "generation.svg": lambda: generation_figure(read("generation")),
+    ROOT / "book" / "training.md": lambda: training_page(read("training")),
+    ROOT / "book" / "training.svg": lambda: training_figure(read("training")),
 }
 
 

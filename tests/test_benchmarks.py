@@ -16,10 +16,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import forward_and_step as bench
 import generation
 import report
+import report_training
 import side_by_side
+import training
 
 from gpt2lib.language_model import GPT2LMHeadModel
 from gpt2lib.quantize import Int8Linear, quantize_int8
+from gpt2lib.train import TRAIN_PRESETS, TrainConfig
 
 GENERATIONS = {
     "generation": [name for name in generation.CASES if name != "tiny"],
@@ -233,6 +236,59 @@ def test_committed_results_of_generation_are_whole(name):
     assert found["machine"]["threads"] == found["machine"]["cores"]
     for after in report.AFTER:
         assert found["cases"][after]["rounds"] >= 15
+
+
+# Training -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return report.read("training")["runs"]
+
+
+def test_a_curve_reaches_a_loss_between_two_of_its_points():
+    curve = [(10.0, 3.0), (20.0, 2.0), (30.0, 1.0), (40.0, 2.5)]
+    assert report_training.time_to_reach(curve, 1.5) == 25
+    assert report_training.time_to_reach(curve, 2.0) == 20
+    with pytest.raises(ValueError, match=r"does not come down to 0\.5"):
+        report_training.time_to_reach(curve, 0.5)
+
+
+def test_a_run_is_what_its_command_measured(monkeypatch):
+    monkeypatch.setattr(training, "QUIET", training.QUIET | {"eval_tokens": 100})
+    settings = {"n_layer": 1, "n_embd": 8, "n_head": 2, "block_size": 8, "warm_up": 0}
+    (run,) = training.run_seeds(training.OURS, 1, 2, n_steps=4, **settings)
+    assert [step for step, _, _ in run["curve"]] == [2, 4]
+    assert run["validation_loss"] == run["curve"][-1][2]
+    assert 0 < run["curve"][0][1] <= run["curve"][1][1]
+    assert run["steps"] == 4
+
+
+def test_committed_training_runs_are_whole(runs):
+    without = [f"without {ingredient}" for ingredient in training.WITHOUT]
+    assert list(runs) == [training.YARDSTICK, training.OURS, training.SHORT, *without]
+    for name, seeds in runs.items():
+        assert [run["seed"] for run in seeds] == [0, 1, 2]
+        assert len({run["steps"] for run in seeds}) == 1, name
+        for run in seeds:
+            assert run["curve"][-1][0] == run["steps"]
+            assert run["curve"][-1][2] == run["validation_loss"]
+    presets = (training.YARDSTICK, training.OURS)
+    for name in presets:
+        assert runs[name][0]["steps"] == TrainConfig.preset(name).n_steps
+    sizes = [runs[name][0]["parameters"] for name in presets]
+    assert max(sizes) / min(sizes) < 1.02, "as many parameters"
+    ours = report_training.median_seconds(runs[training.OURS])
+    for name in without:  # no variant had much less time than ours
+        assert report_training.median_seconds(runs[name]) > 0.95 * ours
+
+
+@pytest.mark.parametrize("name", [training.YARDSTICK, training.OURS])
+def test_presets_promise_what_was_measured(runs, name):
+    promise = TRAIN_PRESETS[name][0]
+    loss = report_training.mean_loss(runs[name])
+    seconds = report_training.median_seconds(runs[name])
+    assert f"{loss:.2f} in {seconds / 60:.1f} minutes" in promise
 
 
 # The book -----------------------------------------------------------------------------

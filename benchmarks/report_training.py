@@ -1,0 +1,219 @@
+"""The book's page of training runs, from `results/training.json`; see `report.py`."""
+
+import io
+import json
+import statistics
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.figure import Figure
+from training import OURS, SHORT, WITHOUT, YARDSTICK
+
+from gpt2lib.train import TrainConfig, _model_config
+
+STATIC = Path(__file__).resolve().parent.parent / "gpt2lib" / "static"
+STYLE, CARD = STATIC / "book.mplstyle", STATIC / "shakespeare-char" / "card.json"
+
+PAGE = """\
+# Training, piece by piece
+
+[Phase 6](../notebooks/phase6_go_deeper.ipynb#reader-run) trains on Shakespeare with a
+recipe of its own. What is it worth beside the one that everybody knows, nanoGPT's for a
+CPU {{cite:p}}`karpathy2022nanogpt`, and what are four of its choices worth? Both train
+models of {parameters} parameters on the first nine tenths of the same nine plays;
+losses are nats a character over all of the last tenth, in windows of `block_size`: 64
+for nanoGPT's recipe, 128 for ours.
+
+Measured on {date} with {threads} threads on {cores} cores of an {cpu}, Python {python},
+torch {torch}: one run after the other, nothing else running, {seeds} seeds each. Time
+is that of training, without evaluations and saves.
+
+<div class="cell_output">
+
+![{alt}](training.svg)
+
+</div>
+
+- nanoGPT's recipe ends at {yardstick} after {yardstick_seconds:.0f} s.
+- Ours, in {share:.0%} of that time, ends at {ours}: {gain:.3f} nats lower
+  (by seed {gains}).
+- It passes nanoGPT's last loss after {passed:.0%} of nanoGPT's time. Planned for
+  {short_steps} steps from the start, it ends at {short}, in {short_share:.0%} of
+  nanoGPT's time.
+
+## One choice taken back
+
+Each row is our recipe with one choice exchanged for nanoGPT's, and as many steps as fit
+into the same time. The rise in loss is what the choice is worth beside the others; the
+rows need not add up. No rate was tuned anew: without Muon, AdamW moves all weights at
+our rate.
+
+{table}
+
+The spread is the standard deviation over seeds. The learning rate is AdamW's, which
+beside Muon moves only the embedding, biases and scales. A window of 128 characters is
+also what the loss is taken with: in it, more of the characters have something before
+them. Muon makes a step slower, so the row without it has more of them.
+
+## The model that comes with the library
+
+`shakespeare-char` is what `python -m gpt2lib.train --preset shakespeare-char` made, on
+{card[date]}: {card[parameters]:,} parameters, {card[validation_loss]:.3f} nats in
+windows of {card[settings][block_size]}, after {shipped_minutes:.0f} minutes of training
+beside other work. nanoGPT's author reports 1.4697 for his recipe for a GPU, on another
+edition of the text {{cite:p}}`karpathy2022nanogpt`; that model has
+{theirs:,} parameters. The library's tests evaluate ours again, and measure that one of
+its heads looks at the character before, and one at what followed when the same
+characters stood there earlier.
+
+## What has not been measured
+
+The presets `shakespeare-gpu` and `gpt2-124m`, for want of a GPU. The first has
+nanoGPT's settings; the second trains on as many tokens as
+{{cite:t}}`karpathy2024llmc`.
+
+How the steps compare with those of `transformers`' model is on
+[the page of speeds](speed.md).
+
+## Measure it yourself
+
+    python benchmarks/training.py
+    python benchmarks/report.py
+"""
+
+
+def spread(runs):
+    """Return the mean of the final losses and their standard deviation, in words."""
+    losses = [run["validation_loss"] for run in runs]
+    deviation = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    return f"{statistics.mean(losses):.3f} ± {deviation:.3f}"
+
+
+def mean_curve(runs):
+    """Return (mean seconds, mean loss) at each evaluation that the runs share."""
+    points = zip(*(run["curve"] for run in runs), strict=True)
+    return [
+        (statistics.mean(p[1] for p in point), statistics.mean(p[2] for p in point))
+        for point in points
+    ]
+
+
+def time_to_reach(curve, loss):
+    """Return when a curve first comes down to `loss`, on a line between its points."""
+    for (before, high), (after, low) in pairwise(curve):
+        if low <= loss < high:
+            return before + (high - loss) / (high - low) * (after - before)
+    raise ValueError(f"the curve does not come down to {loss}")
+
+
+def median_seconds(runs):
+    return statistics.median(run["seconds"] for run in runs)
+
+
+def mean_loss(runs):
+    return statistics.mean(run["validation_loss"] for run in runs)
+
+
+def findings(runs):
+    """Return the numbers of the page's list."""
+    theirs, ours, short = runs[YARDSTICK], runs[OURS], runs[SHORT]
+    seconds = median_seconds(theirs)
+    gains = [
+        a["validation_loss"] - b["validation_loss"]
+        for a, b in zip(theirs, ours, strict=True)
+    ]
+    return {
+        "yardstick_seconds": seconds,
+        "share": median_seconds(ours) / seconds,
+        "gain": statistics.mean(gains),
+        "gains": ", ".join(f"{gain:.3f}" for gain in gains),
+        "passed": time_to_reach(mean_curve(ours), mean_loss(theirs)) / seconds,
+        "short_steps": short[0]["steps"],
+        "short_share": median_seconds(short) / seconds,
+    }
+
+
+def variants_table(runs):
+    """Return the lines of the table: a row for each way to train."""
+    rows = [
+        "| recipe | steps | time | validation loss | above ours |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in [OURS, *(f"without {ingredient}" for ingredient in WITHOUT), YARDSTICK]:
+        label = name if name.startswith("without") else f"`{name}`"
+        above = mean_loss(runs[name]) - mean_loss(runs[OURS])
+        rows.append(
+            f"| {label} | {runs[name][0]['steps']:,} | "
+            f"{median_seconds(runs[name]):.0f} s | {spread(runs[name])} | "
+            f"{'–' if name == OURS else f'{above:+.3f}'} |"
+        )
+    return "\n".join(rows)
+
+
+def training_page(results):
+    """Return the text of `book/training.md`."""
+    runs, card = results["runs"], json.loads(CARD.read_text())
+    sizes = sorted(
+        {run["parameters"] for name in (OURS, YARDSTICK) for run in runs[name]}
+    )
+    numbers = findings(runs)
+    return PAGE.format(
+        **results["machine"],
+        **numbers,
+        parameters=" and ".join(f"{size:,}" for size in sizes),
+        seeds=len(runs[OURS]),
+        yardstick=spread(runs[YARDSTICK]),
+        ours=spread(runs[OURS]),
+        short=spread(runs[SHORT]),
+        table=variants_table(runs),
+        alt=alt(runs, numbers),
+        card=card,
+        shipped_minutes=card["seconds"] / 60,
+        theirs=_model_config(TrainConfig.preset("shakespeare-gpu"), 65).num_parameters,
+    )
+
+
+def alt(runs, numbers):
+    """Say in words what the figure shows."""
+    worth = ", ".join(
+        f"without {i} {mean_loss(runs[f'without {i}']):.2f}" for i in WITHOUT
+    )
+    return (
+        f"Left: validation loss against time. nanoGPT's recipe ends at "
+        f"{mean_loss(runs[YARDSTICK]):.2f}; ours passes that at "
+        f"{numbers['passed']:.0%} of the time and ends at {mean_loss(runs[OURS]):.2f}. "
+        f"Right: the final losses of each seed, by recipe: {worth}."
+    )
+
+
+def training_figure(results):
+    """Return the text of `book/training.svg`."""
+    runs = results["runs"]
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        for name, color in ((YARDSTICK, "C1"), (OURS, "C0")):
+            for n, run in enumerate(runs[name]):
+                _, seconds, losses = zip(*run["curve"], strict=True)
+                label = name if n == 0 else None
+                left.plot(seconds, losses, color=color, lw=1.2, label=label)
+        left.axhline(mean_loss(runs[YARDSTICK]), color="0.5", lw=0.8, ls=":")
+        left.set(
+            xlabel="seconds of training", ylabel="validation loss, nats a character"
+        )
+        left.set_ylim(top=2.8)
+        left.legend()
+        names = [OURS, *(f"without {i}" for i in WITHOUT), YARDSTICK]
+        for place, name in enumerate(names):
+            losses = [run["validation_loss"] for run in runs[name]]
+            color = {OURS: "C0", YARDSTICK: "C1"}.get(name, "0.5")
+            right.plot(losses, [place] * len(losses), "o", color=color, ms=5, alpha=0.7)
+        right.set_yticks(range(len(names)), names)
+        right.invert_yaxis()
+        right.set(xlabel="final validation loss")
+        file = io.StringIO()
+        options = {"facecolor": "none", "bbox_inches": "tight"}
+        nothing = {"Date": None, "Creator": None}
+        figure.savefig(file, format="svg", metadata=nothing, **options)
+    return file.getvalue()
