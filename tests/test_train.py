@@ -865,7 +865,7 @@ def test_a_model_that_does_not_fit_is_told(tiny, tmp_path):
         ("block_size", 15),
         ("position", "learned"),
     ):
-        words = rf"{name} must be start_from's, .*, got {value!r}"
+        words = rf"start_from: .*{name} \w+, got {value}"
         with pytest.raises(ValueError, match=words):
             train(tiny(start_from=first, **{name: value}))
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -1172,7 +1172,8 @@ def test_hello_world_is_learned(tmp_path):
     card = json.loads((tmp_path / "result" / "card.json").read_text())
     assert card["validation_loss"] < 0.01
     config = TrainConfig.preset("hello-world", out="result", device="cpu")
-    assert card["settings"] == asdict(config)
+    assert card["settings"] | {"out": config.out} == asdict(config)
+    assert "out" not in card["settings"]  # where it lies may change
     for name, value in card["settings"].items():
         assert re.search(rf"^{name} +{re.escape(str(value))}$", done.stdout, re.M), name
     assert "ello world" in done.stdout
