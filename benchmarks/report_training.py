@@ -180,10 +180,10 @@ def alt(runs, numbers):
         f"without {i} {mean_loss(runs[f'without {i}']):.2f}" for i in WITHOUT
     )
     return (
-        f"Left: validation loss against time. nanoGPT's recipe ends at "
+        f"Above: validation loss against time. nanoGPT's recipe ends at "
         f"{mean_loss(runs[YARDSTICK]):.2f}; ours passes that at "
         f"{numbers['passed']:.0%} of the time and ends at {mean_loss(runs[OURS]):.2f}. "
-        f"Right: the final losses of each seed, by recipe: {worth}."
+        f"Below: the final losses of each seed, by recipe: {worth}."
     )
 
 
@@ -191,27 +191,27 @@ def training_figure(results):
     """Return the text of `book/training.svg`."""
     runs = results["runs"]
     with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        figure = Figure(figsize=(5.6, 5.6), layout="constrained")  # fits a phone
+        above, below = figure.subplots(2, 1, height_ratios=(3, 2))
         for name, color in ((YARDSTICK, "C1"), (OURS, "C0")):
             for n, run in enumerate(runs[name]):
                 _, seconds, losses = zip(*run["curve"], strict=True)
                 label = name if n == 0 else None
-                left.plot(seconds, losses, color=color, lw=1.2, label=label)
-        left.axhline(mean_loss(runs[YARDSTICK]), color="0.5", lw=0.8, ls=":")
-        left.set(
+                above.plot(seconds, losses, color=color, lw=1.2, label=label)
+        above.axhline(mean_loss(runs[YARDSTICK]), color="0.5", lw=0.8, ls=":")
+        above.set(
             xlabel="seconds of training", ylabel="validation loss, nats a character"
         )
-        left.set_ylim(top=2.8)
-        left.legend()
+        above.set_ylim(top=2.8)
+        above.legend()
         names = [OURS, *(f"without {i}" for i in WITHOUT), YARDSTICK]
         for place, name in enumerate(names):
             losses = [run["validation_loss"] for run in runs[name]]
             color = {OURS: "C0", YARDSTICK: "C1"}.get(name, "0.5")
-            right.plot(losses, [place] * len(losses), "o", color=color, ms=5, alpha=0.7)
-        right.set_yticks(range(len(names)), names)
-        right.invert_yaxis()
-        right.set(xlabel="final validation loss")
+            below.plot(losses, [place] * len(losses), "o", color=color, ms=5, alpha=0.7)
+        below.set_yticks(range(len(names)), names)
+        below.invert_yaxis()
+        below.set(xlabel="final validation loss")
         file = io.StringIO()
         options = {"facecolor": "none", "bbox_inches": "tight"}
         nothing = {"Date": None, "Creator": None}

@@ -28,7 +28,7 @@ from gpt2lib.train import TrainConfig, _command
 HERE = Path(__file__).resolve().parent
 YARDSTICK, OURS, SHORT = "nanogpt-cpu", "shakespeare-cpu", "in 40 % of the steps"
 WITHOUT = {  # ingredient: nanoGPT's choice in its place
-    "learning rate": {"learning_rate": 1e-3},
+    "rate of 0.004": {"learning_rate": 1e-3},
     "window of 128": {"block_size": 64, "batch_size": 24},  # as many tokens a step
     "rotary positions": {"position": "learned"},
     "Muon": {"muon_rate": 0.0},
