@@ -15,6 +15,7 @@ book: install ## Install what is needed and build the book
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet
 	@echo "The book is at _build/html/index.html"
 
+# Two processes of one thread each: two threads of each would wait for one another.
 test: install lint ## Check everything that CI checks
 	@echo "== Comparing gpt2lib/ with the notebooks"
 	@$(BIN)/python tools/export.py --check
@@ -23,7 +24,8 @@ test: install lint ## Check everything that CI checks
 	@echo "== Running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile
 	@echo "== Rerunning the notebooks and comparing their outputs"
-	@$(BIN)/pytest -q -p no:cacheprovider --nbval --nbval-cell-timeout 600 notebooks
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadfile \
+	  --nbval --nbval-cell-timeout 600 notebooks
 
 test-all: test ## Check that, and what is slow and rarely tells
 	@echo "== Running the slow tests"
