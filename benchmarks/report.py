@@ -7,7 +7,6 @@ They are `book/speed.md`, `book/generation.md`, `book/training.md` and their fig
 """
 
 import argparse
-import io
 import json
 import statistics
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import matplotlib.style
 from matplotlib.figure import Figure
-from report_training import training_figure, training_page
+from report_training import svg, training_figure, training_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -308,11 +307,7 @@ def generation_figure(results):
         ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= widest])
         ax.set_xlim(0, 1.5 * widest)  # room for the words
         ax.set_xlabel("tokens a second; a line marks what memory allows", loc="left")
-        file = io.StringIO()
-        options = {"facecolor": "none", "bbox_inches": "tight"}
-        nothing = {"Date": None, "Creator": None}
-        figure.savefig(file, format="svg", metadata=nothing, **options)
-    return file.getvalue()
+        return svg(figure)
 
 
 def generation_page(results, beside_litgpt):
@@ -378,7 +373,7 @@ def litgpt_section(results):
     return lines[:-1]
 
 
-# All ---------------------------------------------------------------------------------
+# All ----------------------------------------------------------------------------------
 
 
 def read(name):

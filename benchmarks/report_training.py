@@ -83,6 +83,15 @@ How the steps compare with those of `transformers`' model is on
 """
 
 
+def svg(figure):
+    """Return a figure as the text of an SVG, the same each time, on no ground."""
+    file = io.StringIO()
+    options = {"facecolor": "none", "bbox_inches": "tight"}
+    nothing = {"Date": None, "Creator": None}
+    figure.savefig(file, format="svg", metadata=nothing, **options)
+    return file.getvalue()
+
+
 def spread(runs):
     """Return the mean of the final losses and their standard deviation, in words."""
     losses = [run["validation_loss"] for run in runs]
@@ -212,8 +221,4 @@ def training_figure(results):
         below.set_yticks(range(len(names)), names)
         below.invert_yaxis()
         below.set(xlabel="final validation loss")
-        file = io.StringIO()
-        options = {"facecolor": "none", "bbox_inches": "tight"}
-        nothing = {"Date": None, "Creator": None}
-        figure.savefig(file, format="svg", metadata=nothing, **options)
-    return file.getvalue()
+        return svg(figure)
