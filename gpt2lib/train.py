@@ -37,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .config import GPT2Config
 from .data import Corpus, load_corpus
 from .language_model import GPT2LMHeadModel
+from .pretrained import _put
 from .sampling import generate
 from .tokenizer import load_tokenizer
 from .training_loop import fit, keep_freed_memory
@@ -292,8 +293,12 @@ def make_optimizers(model: GPT2LMHeadModel, config: TrainConfig) -> Optimizers:
 
     Weights of matrices decay, biases and the scales of LayerNorm do not.
     """
-    inside = [m for m in model.transformer.blocks.modules() if isinstance(m, nn.Linear)]
-    for_muon = {id(m.weight) for m in inside} if config.muon_rate > 0 else set()
+    three, ones = [], []  # three matrices in one, or one
+    for block in model.transformer.blocks if config.muon_rate > 0 else []:
+        three.append(block.attention.qkv.weight)
+        layers = block.attention.proj, block.feedforward.expand, block.feedforward.proj
+        ones += [layer.weight for layer in layers]
+    for_muon = {id(p) for p in three + ones}
     others = [p for p in model.parameters() if id(p) not in for_muon]
     groups = [
         {"params": [p for p in others if p.dim() == 2]},
@@ -309,8 +314,6 @@ def make_optimizers(model: GPT2LMHeadModel, config: TrainConfig) -> Optimizers:
         )
     ]
     if for_muon:
-        three = [block.attention.qkv.weight for block in model.transformer.blocks]
-        ones = [m.weight for m in inside if all(m.weight is not w for w in three)]
         groups = [{"params": three, "parts": 3}, {"params": ones}]
         decay = config.weight_decay
         parts.append(Muon(groups, config.muon_rate, weight_decay=decay))
@@ -393,15 +396,16 @@ def evaluate(model: GPT2LMHeadModel, tokens, n_tokens: int = 0, *, place=None) -
 # %% ../notebooks/phase6_go_deeper.ipynb #replace-file
 def _replace_file(path, write):
     """Let `write(file)` fill a file beside `path`, then move it there in one step."""
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
+
+    def fill(unfinished):
         with open(unfinished, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+            os.fsync(file.fileno())  # on the disk before the old one goes
+
+    try:
+        _put(path, fill)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter
-        unfinished.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written ({error}); an older one is left as it was"
         ) from error
@@ -451,43 +455,46 @@ def _tensorboard(folder, first_step):
         return None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
-# %% ../notebooks/phase6_go_deeper.ipynb #log-class
-class _Log:
-    """`log.csv`, a row for each step. Rows wait: reading a loss waits for the GPU.
+# %% ../notebooks/phase6_go_deeper.ipynb #clock-class
+class _Clock:
+    """Seconds of training, before a break too, without evaluations and saves."""
 
-    Seconds are those of training, before a break too, without evaluations and saves.
-    """
-
-    def __init__(self, folder, place, first_step=0, before=0.0):
-        self.path, self.place, self.waiting = folder / "log.csv", place, []
-        self.board, self.stopped = None, None
-        if place.rank == 0:
-            _cut_log(self.path, first_step)
-            self.board = _tensorboard(folder, first_step)
-        self.begin = time.monotonic() - before
+    def __init__(self, before=0.0):
+        self.begin, self.since = time.monotonic() - before, None
 
     @property
     def seconds(self):
-        return (self.stopped or time.monotonic()) - self.begin
+        return (self.since or time.monotonic()) - self.begin
 
     @contextmanager
-    def clock_stopped(self):
-        self.stopped = time.monotonic()
+    def stopped(self):
+        self.since = time.monotonic()
         yield
-        self.begin += time.monotonic() - self.stopped
-        self.stopped = None
+        self.begin += time.monotonic() - self.since
+        self.since = None
+
+# %% ../notebooks/phase6_go_deeper.ipynb #log-class
+class _Log:
+    """`log.csv`, a row for each step. Rows wait: reading a loss waits for the GPU."""
+
+    def __init__(self, folder, place, first_step=0):
+        self.path, self.place, self.waiting = folder / "log.csv", place, []
+        self.board = None
+        if place.rank == 0:
+            _cut_log(self.path, first_step)
+            self.board = _tensorboard(folder, first_step)
 
     def add(self, step, loss, norm, rate):
         self.waiting.append((step, loss, norm, rate))
 
-    def take(self, highest):
+    def take(self, clock, highest):
         """Return the rows that wait, losses averaged over the processes, checked."""
         steps, losses, norms, rates = zip(*self.waiting, strict=True)
         self.waiting = []
         losses = torch.stack(losses).double().to(self.place.device)
         losses = (self.place.sum(losses) / self.place.size).tolist()
         norms = torch.stack(norms).tolist()
-        now = [f"{self.seconds:.2f}"] * len(steps)
+        now = [f"{clock.seconds:.2f}"] * len(steps)
         rows = list(zip(steps, losses, norms, rates, now, strict=True))
         _check_rows(rows, highest)
         return rows
@@ -642,6 +649,7 @@ class _Run:
     worker: nn.Module  # the model as it is called: compiled, joined with the others
     optimizers: Optimizers
     log: _Log
+    clock: _Clock
     first_step: int
     best: float
     share: float = 0.0
@@ -670,7 +678,7 @@ def _restore(config, corpus, device, resume):
     optimizers.load_state_dict(state["optimizers"])
     return model, optimizers, state["done"], state["best"], state["seconds"]
 
-
+# %% ../notebooks/phase6_go_deeper.ipynb #run-parts
 def _start(config, place, watch, resume):
     """Make the parts of a run; with `resume` as they were at its last checkpoint."""
     corpus, folder = load_corpus(config.data), Path(config.out)
@@ -686,15 +694,17 @@ def _start(config, place, watch, resume):
     if place.rank == 0 and done == 0:
         _begin(folder, model.config.num_parameters)
         corpus.tokenizer.save(folder)
-    for path in folder.glob("*.tmp") if place.rank == 0 else []:
-        path.unlink()  # of a save that was killed
+    if place.rank == 0:
+        for path in folder.glob("*.tmp"):  # of a save that was killed
+            path.unlink()
     worker = torch.compile(model.train()) if config.compile else model.train()
     if place.size > 1:
         worker = DistributedDataParallel(worker)
     run = _Run(
         config=config, place=place, watch=watch, folder=folder, corpus=corpus,
         model=model, worker=worker, optimizers=optimizers,
-        log=_Log(folder, place, done, seconds), first_step=done, best=best,
+        log=_Log(folder, place, done), clock=_Clock(seconds),
+        first_step=done, best=best,
     )  # fmt: skip
     if place.rank == 0 and done == 0:
         _write_card(run, 0)
@@ -744,8 +754,10 @@ def _after_update(run, step, loss):
     )
     if not (evaluates or saves or len(log.waiting) == 10):
         return
-    rows = log.take(highest=max(20, 5 * math.log(run.model.config.vocab_size)))
-    with log.clock_stopped():
+    rows = log.take(
+        run.clock, highest=max(20, 5 * math.log(run.model.config.vocab_size))
+    )
+    with run.clock.stopped():
         validation_loss = _evaluate(run, done) if evaluates else None
         if run.place.rank == 0:
             log.write(rows, validation_loss if evaluates else "")
@@ -778,7 +790,7 @@ def _evaluate(run, done):
         _write_card(run, done)
     return loss
 
-
+# %% ../notebooks/phase6_go_deeper.ipynb #run-tell
 def _sample(run, done):
     """Return what the model writes after the first validation token."""
     if run.config.sample_tokens == 0:
@@ -794,7 +806,7 @@ def _tell(run, done, loss, validation_loss):
     """Tell `watch` how far the run is."""
     if run.watch is None:
         return
-    config, seconds = run.config, run.log.seconds
+    config, seconds = run.config, run.clock.seconds
     rate = done * config.batch_size * config.block_size / seconds
     sample = "" if validation_loss is None else _sample(run, done)
     run.watch(
@@ -808,7 +820,7 @@ def _save(run, done):
         "data": run.corpus.digest,
         "done": done,
         "best": run.best,
-        "seconds": run.log.seconds,
+        "seconds": run.clock.seconds,
         "model": run.model.state_dict(),
         "optimizers": run.optimizers.state_dict(),
     }
@@ -851,7 +863,7 @@ def _write_card(run, done):
         "torch": torch.__version__,
         "date": date.today().isoformat(),
         "steps": done,
-        "seconds": round(run.log.seconds, 1),
+        "seconds": round(run.clock.seconds, 1),
         "validation_loss": run.best if math.isfinite(run.best) else None,
     }
     _write_json(run.folder / "card.json", card)
