@@ -80,9 +80,18 @@ class LayerCache:
         new_keys.copy_(k.detach())
         new_values.copy_(v.detach())
         self._held = buffer, first
-        oldest = max(0, slot + 1 - window)  # that the first new position reads
-        keys, values = buffer.narrow(3, oldest, slot + T - oldest)  # (B, H, S, D) each
+        keys, values = self.read(T)  # (B, H, S, D) each
         return causal_attention(q, keys, values, window=window)
+
+    def read(self, T: int) -> tuple[Tensor, Tensor]:
+        """What the last T positions read: keys and values `(B, H, S, D)`, views.
+
+        For the T that were given to `attend` last, until the whole model has read them.
+        """
+        buffer, first = self._held
+        end = self.length - first + T
+        oldest = max(0, end - T + 1 - self.config.block_size)
+        return buffer.narrow(3, oldest, end - oldest).unbind(0)
 
 # %% ../notebooks/phase6_go_deeper.ipynb #cache-class
 class KVCache:
