@@ -103,13 +103,8 @@ class GPT2LMHeadModel(nn.Module):
 _NO_TARGET = -100  # what CrossEntropyLoss leaves out unless told otherwise
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean surprise, in nats, at the next token, over B * (T - 1) predictions.
-
-    `logits` `(B, T, V)`, made from `tokens` `(B, T)` -> a scalar. Raises `TypeError`
-    unless both are tensors and tokens are integers, `ValueError` for shapes that do not
-    match, for T below 2 and for a token out of range (checked on the CPU).
-    """
+def _check_targets(logits, tokens):
+    """Raise unless `tokens` `(B, T)` are what `logits` `(B, T, V)` were made from."""
     if not isinstance(logits, Tensor) or not isinstance(tokens, Tensor):
         kinds = f"{type(logits).__name__} and {type(tokens).__name__}"
         raise TypeError(f"logits and tokens must be tensors, got {kinds}")
@@ -119,6 +114,16 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
             f"{tuple(logits.shape)} and tokens {tuple(tokens.shape)}"
         )
     _check_indices("tokens", tokens, logits.size(-1), "the size of logits")
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean surprise, in nats, at the next token, over B * (T - 1) predictions.
+
+    `logits` `(B, T, V)`, made from `tokens` `(B, T)` -> a scalar. Raises `TypeError`
+    unless both are tensors and tokens are integers, `ValueError` for shapes that do not
+    match, for T below 2 and for a token out of range (checked on the CPU).
+    """
+    _check_targets(logits, tokens)
     targets = torch.full_like(tokens, _NO_TARGET, dtype=torch.int64)  # (B, T)
     targets[:, :-1] = tokens[:, 1:]
     return nn.CrossEntropyLoss()(logits.flatten(0, 1), targets.flatten())
