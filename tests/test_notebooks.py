@@ -112,6 +112,15 @@ def test_images_have_alt_text(path):
             assert len(alt) > 30, f"{cell.id} needs alt text that says what it shows"
 
 
+def test_figures_that_describe_themselves_are_described_so_in_the_book(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            said = output.get("data", {}).get("text/plain", "<Figure")
+            if "image/svg+xml" in output.get("data", {}) and "<Figure" not in said:
+                alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+                assert alt == said, f"{cell.id}: the alt text is not the figure's own"
+
+
 def test_cell_ids_can_be_anchors(path):
     for cell in read(path).cells:
         assert re.fullmatch(r"[a-z][a-z0-9-]*", cell.id), cell.id

@@ -36,8 +36,18 @@ def run(path):
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()
+    describe(notebook)
     clean(notebook)
     nbformat.write(notebook, path)
+
+
+def describe(notebook):
+    """Give the book the words of figures that describe themselves, as alt text."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            alt = output.get("metadata", {}).get("image/svg+xml", {}).get("alt")
+            if alt:
+                cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt}
 
 
 def clean(notebook):
