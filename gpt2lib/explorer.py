@@ -327,6 +327,9 @@ class _Widget(_Traits):
         super().__init__(contexts=read(texts), prompts=texts)
         self._read = read
 
+    def __repr__(self):
+        return "AttentionExplorer as a widget: run this cell again to use it"
+
     @traitlets.observe("prompts", "ablated")
     def _answer(self, _):
         if self._read is None:

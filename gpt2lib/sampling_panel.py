@@ -81,6 +81,9 @@ class _Widget(anywidget.AnyWidget):
     top_k = traitlets.Int(None, min=1, allow_none=True).tag(sync=True)
     top_p = traitlets.Float(1.0, min=0.05, max=1.0).tag(sync=True)
 
+    def __repr__(self):
+        return "SamplingPanel as a widget: run this cell again to use it"
+
     @traitlets.validate("context")
     def _one_of_them(self, proposal):
         if proposal.value >= len(self.contexts):

@@ -435,7 +435,7 @@ const STYLE = `
     white-space: nowrap;
   }
   [hidden] { display: none !important; }
-  @container (min-width: 44rem) {
+  @container (min-width: 42rem) {
     .body:not(.several) { grid-template: auto 1fr / fit-content(22rem) minmax(0, 1fr); }
     .body:not(.several) .detail { grid-area: 1 / 2 / 3 / 3; }
     .body.several { grid-template-columns: fit-content(22rem) minmax(0, 1fr); }
@@ -1817,6 +1817,8 @@ function render({ model, el }) {
     body,
     said,
   );
+  // JupyterLab would cancel the Enter that sends a text.
+  panel.addEventListener("beforeinput", (event) => event.stopPropagation());
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     if (!preview && get("query") < 0 && get("key") < 0) return;
@@ -1827,12 +1829,17 @@ function render({ model, el }) {
   // The style's colours change with the page's theme, and are there once it is attached.
   const recolour = () => {
     const now = colourOf(probe);
-    panel.style.setProperty("--ground", groundOf(panel));
+    const ground = groundOf(panel);
+    panel.style.setProperty("--ground", ground);
+    const [red, green, blue] = ground.match(/^rgb/) ? ground.match(/[\d.]+/g).map(Number) : [];
+    if (blue >= 0) panel.style.colorScheme = red + green + blue < 382 ? "dark" : "light";
     if (String(now) === String(ink)) return;
     ink = now;
     update();
   };
-  watch.addEventListener("transitionend", recolour);
+  for (const end of ["transitionend", "transitioncancel"]) {
+    watch.addEventListener(end, recolour); // cancelled where a theme comes in steps
+  }
   const observer = new ResizeObserver(recolour);
 
   el.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's keys stay outside
