@@ -3,7 +3,8 @@
     python benchmarks/report.py            write them, and the figure
     python benchmarks/report.py --check    fail if one differs from the results
 
-They are `book/speed.md`, `book/generation.md`, `book/training.md` and their figures.
+They are `book/speed.md`, `book/generation.md`, `book/training.md`, `book/explorer.md`
+and their figures.
 """
 
 import argparse
@@ -373,6 +374,57 @@ def litgpt_section(results):
     return lines[:-1]
 
 
+# The page of the explorer -------------------------------------------------------------
+
+WHICH = "median", "worst"
+
+EXPLORER = """\
+# The explorer, timed
+
+How long does the attention explorer of
+[Phase 5](../notebooks/phase5_debugging_tools.ipynb#explorer-show) keep a page busy?
+Measured on {date} in headless Chromium {chromium} on {cores} cores of an {cpu},
+without a network, {repeats} times each. *First picture* runs from the start of the
+script to the end of the frame that shows it. The rest is the time that a handler and
+the next frame take. With 12 × 12 heads the page's state is {size} kB.
+"""
+
+EXPLORER_END = """\
+A head's whole table at 128 tokens has {cells:,} cells and is built over several frames;
+the longest of them counts. Frames are painted by other threads, which is not counted.
+
+## Measure it yourself
+
+    python benchmarks/explorer.py
+    python benchmarks/report.py
+"""
+
+
+def explorer_page(results):
+    """Return the text of `book/explorer.md`."""
+    cases = results["cases"]
+    first = next(iter(cases.values()))
+    times = [
+        {"first picture": case["first_paint_ms"], **case["interactions_ms"]}
+        for case in cases.values()
+    ]
+    rows = [
+        (
+            name,
+            *(f"{by_name[name][which]:.0f} ms" for by_name in times for which in WHICH),
+        )
+        for name in times[0]
+    ]
+    header = [f"{case}, {which}" for case in cases for which in WHICH]
+    intro = EXPLORER.format(
+        **results["machine"],
+        repeats=first["repeats"],
+        size=round(first["html_bytes"] / 1000),
+    )
+    body = "\n".join(table(("what a reader does", *header), *rows))
+    return f"{intro}\n{body}\n\n{EXPLORER_END.format(cells=128 * 128)}"
+
+
 # All ----------------------------------------------------------------------------------
 
 
@@ -392,6 +444,7 @@ PAGES = {
     ROOT / "book" / "generation.svg": lambda: generation_figure(read("generation")),
     ROOT / "book" / "training.md": lambda: training_page(read("training")),
     ROOT / "book" / "training.svg": lambda: training_figure(read("training")),
+    ROOT / "book" / "explorer.md": lambda: explorer_page(read("explorer")),
 }
 
 

@@ -1603,5 +1603,5 @@ def test_it_is_as_fast_as_was_measured():
     limits = {"first paint": 200} | dict.fromkeys(case["interactions_ms"], 50)
     times = {"first paint": case["first_paint_ms"]} | case["interactions_ms"]
     for name, limit in limits.items():
-        assert times[name]["median"] < limit, name
+        assert times[name]["worst"] < limit, name
         assert times[name]["cpu_worst"] < limit, name
