@@ -8,7 +8,6 @@ __all__ = ['AttentionExplorer']
 # %% ../notebooks/phase5_debugging_tools.ipynb #explorer-header
 import math
 from base64 import b64encode
-from contextlib import contextmanager
 from html import escape
 
 import anywidget
@@ -24,7 +23,9 @@ from gpt2lib.analysis import (
 from .figures import _STATIC, _attribute, _element_script, _in_book
 from .hooks import attention_weights, capture, edit
 from .language_model import GPT2LMHeadModel
+from .sampling import _evaluating
 from .sampling_panel import _readable
+from .visualize import _counted
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #explorer-tokens
 _MOST_TEXTS, _MOST_TOKENS = 4, 128
@@ -52,18 +53,6 @@ def _token_ids(model, tokenizer, texts):
         found.append(ids)
     return found
 
-# %% ../notebooks/phase5_debugging_tools.ipynb #explorer-evaluating
-@contextmanager
-def _evaluating(model):
-    """Evaluation mode for a while; afterwards every module is in its own again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
 # %% ../notebooks/phase5_debugging_tools.ipynb #explorer-run
 def _silence(ablated):
     """What `edit` needs so that the heads of `ablated` give zeros."""
@@ -86,7 +75,7 @@ def _run(model, ids, ablated=()):
     tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T)
     with (
         torch.no_grad(),
-        _evaluating(model),
+        _evaluating(list(model.modules())),
         edit(model, _silence(ablated)),
         capture(model, ["*.q", "*.k"]) as found,
     ):
@@ -381,10 +370,6 @@ class _Reader:
         return [reading.context(full=True) for reading in self.read(texts, ablated)]
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #attention-explorer
-def _counted(n, what):
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
 class AttentionExplorer:
     """All heads of `model` on up to four texts: what every token reads, and why.
 
