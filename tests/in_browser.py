@@ -18,6 +18,9 @@ from pathlib import Path
 from conftest import ROOT
 from playwright.sync_api import sync_playwright
 
+from gpt2lib.figures import _element_script
+
+STATIC = ROOT / "gpt2lib" / "static"
 HTML = ROOT / "_build" / "html"
 SOURCES = ["_config.yml", "_toc.yml", "book", "notebooks", "gpt2lib"]
 FLAGS = [
@@ -106,3 +109,78 @@ def served(folder):
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{found.server_port}/"
     found.shutdown()
+
+
+# Outputs on a page of their own -------------------------------------------------------
+
+PAGE = """<!doctype html><html lang="en" data-theme="THEME"><meta charset="utf-8">
+<title>t</title><style>
+html { color-scheme: light; --book-accent: #0072b2; }
+html[data-theme="dark"] { color-scheme: dark; --book-accent: #6cb6e8; }
+body { margin: 16px; color: #1f262d; background: #fff; }
+html[data-theme="dark"] body { color: #d6dbe0; background: #14171a; }
+</style>HEAD<body><main><h1>t</h1>BODY</main>"""
+WRONG = "window.wrong = []; onerror = (message) => window.wrong.push(message);"
+
+
+def html(output):
+    return output._repr_mimebundle_()["text/html"]
+
+
+@contextmanager
+def shown_in(browser, folder, element):
+    """Yield a function that opens a page of outputs, and see that nothing goes wrong.
+
+    The page is as the site makes it, with the script of `element`, or holds what an
+    output brings along where it stands alone.
+    """
+    tabs = []
+
+    def show(*outputs, alone=False, scripts=True, theme="light", width=1280, **more):
+        tab, faults = open_tab(browser, folder.as_uri())
+        tabs.append((tab, faults))
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.emulate_media(**more)
+        tab.add_init_script(WRONG)
+        head = ""
+        if not alone:
+            head += f"<style>{(STATIC / 'book.css').read_text('utf-8')}</style>"
+        if scripts and not alone:
+            (folder / "element.js").write_text(_element_script(element), "utf-8")
+            head += '<script defer src="element.js"></script>'
+        path = folder / f"{len(tabs)}.html"
+        page = PAGE.replace("THEME", theme).replace("HEAD", head)
+        path.write_text(page.replace("BODY", "".join(map(html, outputs))), "utf-8")
+        tab.goto(path.as_uri())
+        return tab
+
+    yield show
+    for tab, faults in tabs:
+        assert not faults
+        assert tab.evaluate("window.wrong") == []
+        tab.context.close()
+
+
+# Renders a module with a stand-in for a widget's model: `window.model`, what was saved,
+# what is listened to, and how to leave.
+MODEL = """async ([source, state]) => {
+  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  const heard = new Map();
+  const saved = [];
+  window.model = {
+    get: (name) => state[name],
+    set(name, value) {
+      if (JSON.stringify(state[name]) === JSON.stringify(value)) return;
+      state[name] = value;
+      heard.get(`change:${name}`)?.();
+    },
+    on: (name, call) => heard.set(name, call),
+    off: (name) => heard.delete(name),
+    save_changes: () => saved.push({ ...state, contexts: 0 }),
+  };
+  const el = document.body.appendChild(document.createElement("div"));
+  const widget = (await import(address)).default;
+  window.leave = widget.render({ model: window.model, el });
+  window.saved = saved;
+  window.heard = heard;
+}"""

@@ -14,7 +14,18 @@ import torch
 import traitlets
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import NOTEBOOKS, ROOT
-from in_browser import PHONE, built_site, open_tab, running_browser, served
+from in_browser import (
+    MODEL,
+    PAGE,
+    PHONE,
+    STATIC,
+    built_site,
+    html,
+    open_tab,
+    running_browser,
+    served,
+    shown_in,
+)
 from oracle import random_model
 
 from gpt2lib import explorer
@@ -25,7 +36,6 @@ from gpt2lib.figures import _element_script
 from gpt2lib.hooks import edit
 from gpt2lib.tokenizer import BPETokenizer, CharTokenizer
 
-STATIC = ROOT / "gpt2lib" / "static"
 MODULE = (STATIC / "attention-explorer.js").read_text("utf-8")
 RESULTS = ROOT / "benchmarks" / "results" / "explorer.json"
 HOSTILE = "</SCRIPT><img src=x onerror=window.hit=1>'\"&amp;"
@@ -56,10 +66,6 @@ def model(position="learned", sizes=SIZES):
 
 def explore(*texts, position="learned"):
     return AttentionExplorer(model(position), letters, *(texts or (CAT, DOG)))
-
-
-def html(shown):
-    return shown._repr_mimebundle_()["text/html"]
 
 
 def state(shown):
@@ -488,14 +494,6 @@ def test_the_script_is_one_module_that_can_be_inlined():
 
 # In a browser -------------------------------------------------------------------------
 
-PAGE = """<!doctype html><html lang="en" data-theme="THEME"><meta charset="utf-8">
-<title>t</title><style>
-html { color-scheme: light; --book-accent: #0072b2; }
-html[data-theme="dark"] { color-scheme: dark; --book-accent: #6cb6e8; }
-body { margin: 16px; color: #1f262d; background: #fff; }
-html[data-theme="dark"] body { color: #d6dbe0; background: #14171a; }
-</style>HEAD<body><main><h1>t</h1>BODY</main>"""
-WRONG = "window.wrong = []; onerror = (message) => window.wrong.push(message);"
 INK = {"light": (0, 114, 178), "dark": (108, 182, 232)}
 
 
@@ -507,34 +505,8 @@ def browser():
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Open a page of explorers as the site does, or as HTML that stands alone."""
-    tabs = []
-
-    def show(*shown, alone=False, scripts=True, theme="light", width=1280, **more):
-        tab, faults = open_tab(browser, tmp_path.as_uri())
-        tabs.append((tab, faults))
-        tab.set_viewport_size({"width": width, "height": 900})
-        tab.emulate_media(**more)
-        tab.add_init_script(WRONG)
-        head = ""
-        if not alone:
-            head += f"<style>{(STATIC / 'book.css').read_text('utf-8')}</style>"
-        if scripts and not alone:
-            (tmp_path / "x.js").write_text(
-                _element_script("attention-explorer"), "utf-8"
-            )
-            head += '<script defer src="x.js"></script>'
-        path = tmp_path / f"{len(tabs)}.html"
-        page = PAGE.replace("THEME", theme).replace("HEAD", head)
-        path.write_text(page.replace("BODY", "".join(map(html, shown))), "utf-8")
-        tab.goto(path.as_uri())
-        return tab
-
-    yield show
-    for tab, faults in tabs:
-        assert not faults
-        assert tab.evaluate("window.wrong") == []
-        tab.context.close()
+    with shown_in(browser, tmp_path, "attention-explorer") as show:
+        yield show
 
 
 # The pixels of a canvas, as rows of [red, green, blue, alpha].
@@ -1352,27 +1324,6 @@ def test_over_http(book, browser, tmp_path):
 
 # As a widget --------------------------------------------------------------------------
 
-MODEL = """async ([source, state]) => {
-  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  const heard = new Map();
-  const saved = [];
-  window.model = {
-    get: (name) => state[name],
-    set(name, value) {
-      if (JSON.stringify(state[name]) === JSON.stringify(value)) return;
-      state[name] = value;
-      heard.get(`change:${name}`)?.();
-    },
-    on: (name, call) => heard.set(name, call),
-    off: (name) => heard.delete(name),
-    save_changes: () => saved.push({ ...state, contexts: 0 }),
-  };
-  const el = document.body.appendChild(document.createElement("div"));
-  const widget = (await import(address)).default;
-  window.leave = widget.render({ model: window.model, el });
-  window.saved = saved;
-  window.heard = heard;
-}"""
 TRAITS = [*explorer._START, "contexts", "prompts", "message", "answered"]
 
 

@@ -8,14 +8,23 @@ import pytest
 import torch
 import traitlets
 from axe_playwright_python.base import AXE_SCRIPT
-from conftest import NOTEBOOKS, ROOT
-from in_browser import PHONE, built_site, open_tab, running_browser, served
+from conftest import NOTEBOOKS
+from in_browser import (
+    MODEL,
+    PHONE,
+    STATIC,
+    built_site,
+    html,
+    open_tab,
+    running_browser,
+    served,
+    shown_in,
+)
 
 from gpt2lib.figures import _element_script
 from gpt2lib.sampling import next_token_probabilities
 from gpt2lib.sampling_panel import SamplingPanel, _readable
 
-STATIC = ROOT / "gpt2lib" / "static"
 MODULE = (STATIC / "sampling-panel.js").read_text("utf-8")
 HOSTILE = "</SCRIPT><img src=x onerror=window.hit=1>'\"&amp;"
 CHARACTERS = [chr(32 + i) for i in range(64)]
@@ -29,10 +38,6 @@ def book(monkeypatch):
 @pytest.fixture
 def elsewhere(monkeypatch):
     monkeypatch.delenv("GPT2LIB_BOOK", raising=False)
-
-
-def html(panel):
-    return panel._repr_mimebundle_()["text/html"]
 
 
 def random_logits(size, seed=0, spread=2.0):
@@ -205,36 +210,8 @@ def browser():
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Open a page of `panels` as the site does, or as HTML that stands alone."""
-    tabs = []
-
-    def show(*panels, alone=False, scripts=True, theme="light", width=1280, **more):
-        tab, faults = open_tab(browser, tmp_path.as_uri())
-        tabs.append((tab, faults))
-        tab.set_viewport_size({"width": width, "height": 900})
-        tab.emulate_media(**more)
-        ink, ground = ("#000", "#fff") if theme == "light" else ("#ddd", "#111")
-        head = f"<style>html{{color-scheme:{theme}}}"
-        head += f"body{{color:{ink};background:{ground};margin:16px}}</style>"
-        if not alone:
-            head += f"<style>{(STATIC / 'book.css').read_text('utf-8')}</style>"
-        if scripts and not alone:
-            (tmp_path / "panel.js").write_text(_element_script("sampling-panel"))
-            head += '<script defer src="panel.js"></script>'
-        path = tmp_path / f"{len(tabs)}.html"
-        body = "<main><h1>t</h1>" + "".join(map(html, panels)) + "</main>"
-        path.write_text(
-            f'<!doctype html><html lang="en" data-theme="{theme}">'
-            f'<meta charset="utf-8"><title>t</title>{head}<body>{body}',
-            "utf-8",
-        )
-        tab.goto(path.as_uri())
-        return tab
-
-    yield show
-    for tab, faults in tabs:
-        assert not faults
-        tab.context.close()
+    with shown_in(browser, tmp_path, "sampling-panel") as show:
+        yield show
 
 
 # For each setting of the sliders: the rows (name, probability) and the summary.
@@ -527,29 +504,6 @@ def test_without_a_script_the_table_is_there(book, show):
     table = tab.get_by_role("table", name="The 3 likeliest of 3 tokens after “one”")
     assert table.is_visible()
     assert table.locator("td").all_inner_texts() == ["0.700", "0.200", "0.100"]
-
-
-MODEL = """async ([source, state]) => {
-  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  const heard = new Map();
-  const saved = [];
-  window.model = {
-    get: (name) => state[name],
-    set(name, value) {
-      if (state[name] === value) return;
-      state[name] = value;
-      heard.get(`change:${name}`)?.();
-    },
-    on: (name, call) => heard.set(name, call),
-    off: (name) => heard.delete(name),
-    save_changes: () => saved.push({ ...state, contexts: 0 }),
-  };
-  const el = document.body.appendChild(document.createElement("div"));
-  const widget = (await import(address)).default;
-  window.leave = widget.render({ model: window.model, el });
-  window.saved = saved;
-  window.heard = heard;
-}"""
 
 
 def test_as_a_widget_it_tells_and_listens(book, show):

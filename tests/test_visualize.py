@@ -566,7 +566,8 @@ SHOWN = ("plot_layer", "plot_predictions")  # the slowest to lay out, and the qu
 @pytest.fixture(scope="module")
 def plain():
     """Each figure's SVG as drawn when nothing has set a style."""
-    with plt.rc_context():
+    with plt.rc_context(), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GPT2LIB_BOOK", raising=False)
         mpl.rcdefaults()
         return {name: svg(PLOTS[name](list("abcde"))) for name in SHOWN}
 
