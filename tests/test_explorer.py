@@ -1510,7 +1510,7 @@ def test_the_book_has_the_explorers_of_its_notebooks(wanted, pages):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("over", ["http", "file"])
-def test_in_the_book_heads_can_be_chosen(pages, browser, over, scheme):
+def test_in_the_book_all_of_it_works_by_keyboard(pages, browser, over, scheme):
     if not pages:
         return
     site = built_site()
@@ -1521,24 +1521,121 @@ def test_in_the_book_heads_can_be_chosen(pages, browser, over, scheme):
             tab.goto(base + page)
             tab.evaluate(UNFOLD)
             for found in tab.locator(NAME).all():
-                use(tab, found)
+                ink = found.locator(".panel th").first
+                ink = ink.evaluate("e => getComputedStyle(e).color")
+                assert ink == tab.evaluate("getComputedStyle(document.body).color")
+                choose_by_keyboard(tab, found)
+                look_by_keyboard(tab, found)
+                compare_by_keyboard(tab, found)
             tab.set_viewport_size(PHONE)
             assert tab.evaluate("document.documentElement.scrollWidth") == 390
         tab.context.close()
         assert not faults
 
 
-def use(tab, found):
-    """Choose another head and another view by keyboard; the picture must change."""
-    canvas = found.locator(".square canvas")
-    before = canvas.evaluate("canvas => canvas.toDataURL()")
+def drawn(found):
+    square = found.locator(".square canvas").first
+    return square.evaluate("canvas => canvas.toDataURL()")
+
+
+def choose_by_keyboard(tab, found):
+    """Another head, another order, a token locked and let go, weights hidden."""
+    press, before = tab.keyboard.press, drawn(found)
     found.locator(".heads [tabindex='0']").focus()
-    tab.keyboard.press("End")
-    assert canvas.evaluate("canvas => canvas.toDataURL()") != before
-    found.get_by_role("radio", name="Lines").click()
-    assert found.locator(".sheet").is_visible()
-    ink = found.locator(".panel th").first.evaluate("e => getComputedStyle(e).color")
-    assert ink == tab.evaluate("getComputedStyle(document.body).color")
+    press("End")
+    assert drawn(found) != before
+    found.get_by_label("order of heads").focus()
+    press("ArrowDown")
+    first = found.locator(".heads").get_by_role("radio").first
+    assert "previous token" in first.get_attribute("aria-label")
+
+    last = said(found)
+    found.locator(".strip [tabindex='0']").first.focus()
+    press("Home")
+    press("ArrowRight")
+    press("Enter")
+    assert tokens(found).nth(1).get_attribute("aria-pressed") == "true"
+    assert "(1) reads" in said(found)
+    found.locator(".square").first.focus()
+    press("ArrowDown")
+    assert "(2) reads" in said(found)
+    press("Escape")
+    assert said(found) == last
+
+    found.get_by_role("slider", name="hide below").focus()
+    press("End")
+    assert "below 1.00 not drawn" in found.locator(".floor").inner_text()
+    press("Home")
+
+
+def look_by_keyboard(tab, found):
+    """The three views, all that a token reads, and the whole head as a table."""
+    found.get_by_role("radio", name="Matrix", exact=True).focus()
+    keys = {".sheet": "ArrowRight", "table.sums": "ArrowRight", ".square": "Home"}
+    for part, key in keys.items():
+        tab.keyboard.press(key)
+        assert found.locator(part).first.is_visible(), part
+    n = tokens(found).count()
+    found.get_by_role("button", name=f"Show all {n}").press("Enter")
+    assert found.locator("table.reads tbody tr").count() >= n
+    whole = found.locator("table.whole").last.locator("tbody tr")
+    folded = not whole.count()  # all folds of the page were opened before
+    if folded:
+        found.get_by_text("The whole head as a table").press("Enter")
+    whole.nth(n - 1).wait_for()
+    assert whole.count() == n
+
+
+def compare_by_keyboard(tab, found):
+    """Two heads side by side, and two texts where there are two."""
+    found.get_by_role("button", name="Compare").press("Enter")
+    found.locator(".heads [tabindex='0']").focus()
+    tab.keyboard.press("Home")
+    tab.keyboard.press("ArrowRight")
+    assert found.locator(".pane").count() == 2
+    found.get_by_role("button", name=re.compile("^Unpin")).press("Enter")
+    assert found.locator(".pane").count() == 1
+    both = found.get_by_role("checkbox")
+    if both.count():
+        both.press("Space")
+        assert found.locator(".pane").count() == 2
+        both.press("Space")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_the_book_it_works_by_mouse(pages, browser, scheme):
+    if not pages:
+        return
+    tab, faults = open_tab(browser, built_site().as_uri(), scheme)
+    for page in pages:
+        tab.goto(f"{built_site().as_uri()}/{page}")
+        for found in tab.locator(NAME).all():
+            use_by_mouse(tab, found)
+    tab.context.close()
+    assert not faults
+
+
+def use_by_mouse(tab, found):
+    """Hover and lock a pair, a head, a line's token; each view; heads side by side."""
+    T, before = tokens(found).count(), drawn(found)
+    found.locator(".heads").get_by_role("radio").nth(6).click()
+    assert drawn(found) != before
+    found.locator(".square").first.scroll_into_view_if_needed()
+    tab.mouse.move(*at_cell(found, 9, 4, T=T))
+    assert "(9) reads" in said(found)
+    assert "(4)" in said(found)
+    tab.mouse.click(*at_cell(found, 8, 3, T=T))
+    tab.mouse.move(0, 0)
+    assert "(8) reads" in said(found), "it is locked"
+    view(found, "Steps")
+    assert found.locator("table.sums").is_visible()
+    view(found, "Lines")
+    group = found.get_by_role("group", name="tokens that read")
+    group.get_by_role("button").nth(5).click()
+    assert tokens(found).nth(5).get_attribute("aria-pressed") == "true"
+    found.get_by_role("button", name="Compare").click()
+    found.locator(".heads").get_by_role("radio").nth(7).click()
+    assert found.locator(".pane").count() == 2
 
 
 # What was measured --------------------------------------------------------------------
