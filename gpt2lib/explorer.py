@@ -43,7 +43,7 @@ def _token_ids(model, tokenizer, texts):
     found = []
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"texts must be str, got {text!r}")
+            raise TypeError(f"texts must be str, given one by one, got {text!r}")
         ids = list(tokenizer.encode(text))
         if not 1 <= len(ids) <= most:
             shown = text if len(text) <= 40 else f"{text[:40]}..."
@@ -374,12 +374,12 @@ class AttentionExplorer:
     """All heads of `model` on up to four texts: what every token reads, and why.
 
     `model` is a `GPT2LMHeadModel`, `tokenizer` has its `encode` and `decode`. It runs
-    once a text, dropout off, and is left as it was. The explorer is HTML that needs no
-    kernel. Of texts for which 110 kB are enough the page gets scores and vectors, of
-    others the weights, in steps of 1/255. A model in float64 gives the same output on
-    every machine. Raises `TypeError` for another model and for what is no text,
-    `ValueError` for an empty text, one of more tokens than 128 or than the model has
-    positions, and when it is shown, for more than 450 kB.
+    once a text, dropout off, and is left as it was; after more training, make a new
+    explorer. It is HTML that needs no kernel. Of texts for which 110 kB are enough the
+    page gets scores and vectors, of others the weights, in steps of 1/255. A model in
+    float64 gives the same output on every machine. Raises `TypeError` for another model
+    and for what is no text, `ValueError` for an empty text, one of more tokens than 128
+    or than the model has positions, and when it is shown, for more than 450 kB.
     """
 
     def __init__(self, model, tokenizer, *texts):

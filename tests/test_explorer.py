@@ -335,8 +335,8 @@ def test_fallback_table_is_of_the_head_that_reads_the_token_before(book):
     [
         ((), ValueError, "texts: .* takes 1 to 4, got 0"),
         (("a",) * 5, ValueError, "takes 1 to 4, got 5"),
-        (("a", 7), TypeError, "texts must be str, got 7"),
-        ((["a"],), TypeError, r"texts must be str, got \['a'\]"),
+        (("a", 7), TypeError, "texts must be str, given one by one, got 7"),
+        ((["a"],), TypeError, r"texts must be str, given one by one, got \['a'\]"),
         (("a", ""), ValueError, "text '' has 0 tokens; 1 to 64 are allowed"),
         (("a" * 65,), ValueError, r"'a{40}\.\.\.' has 65 tokens; 1 to 64 .* positions"),
         (("caté",), ValueError, "'é' at position 3"),
@@ -1505,6 +1505,7 @@ def pages(wanted):
 
 
 def test_the_book_has_the_explorers_of_its_notebooks(wanted, pages):
+    assert wanted, "a notebook should store an explorer"
     assert wanted <= set(pages)
 
 
