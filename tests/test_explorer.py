@@ -17,7 +17,6 @@ from conftest import NOTEBOOKS, ROOT
 from in_browser import (
     MODEL,
     PAGE,
-    PHONE,
     STATIC,
     built_site,
     html,
@@ -1512,8 +1511,6 @@ def test_the_book_has_the_explorers_of_its_notebooks(wanted, pages):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("over", ["http", "file"])
 def test_in_the_book_all_of_it_works_by_keyboard(pages, browser, over, scheme):
-    if not pages:
-        return
     site = built_site()
     with served(site) as address:
         base = address if over == "http" else site.as_uri() + "/"
@@ -1528,8 +1525,10 @@ def test_in_the_book_all_of_it_works_by_keyboard(pages, browser, over, scheme):
                 choose_by_keyboard(tab, found)
                 look_by_keyboard(tab, found)
                 compare_by_keyboard(tab, found)
-            tab.set_viewport_size(PHONE)
-            assert tab.evaluate("document.documentElement.scrollWidth") == 390
+            for width in (390, 768, 1280, 1600):
+                tab.set_viewport_size({"width": width, "height": 900})
+                wide = tab.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width
         tab.context.close()
         assert not faults
 
@@ -1603,21 +1602,29 @@ def compare_by_keyboard(tab, found):
         both.press("Space")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_the_book_it_works_by_mouse(pages, browser, scheme):
-    if not pages:
-        return
-    tab, faults = open_tab(browser, built_site().as_uri(), scheme)
-    for page in pages:
-        tab.goto(f"{built_site().as_uri()}/{page}")
-        for found in tab.locator(NAME).all():
-            use_by_mouse(tab, found)
-    tab.context.close()
-    assert not faults
+@pytest.mark.parametrize(("over", "scheme"), [("http", "dark"), ("file", "light")])
+def test_in_the_book_all_of_it_works_by_mouse(pages, browser, over, scheme):
+    site = built_site()
+    with served(site) as address:
+        base = address if over == "http" else site.as_uri() + "/"
+        tab, faults = open_tab(browser, base, scheme)
+        for page in pages:
+            tab.goto(base + page)
+            tab.evaluate(AXE_SCRIPT)
+            for found in tab.locator(NAME).all():
+                use_by_mouse(tab, found)
+        tab.context.close()
+        assert not faults
+
+
+def assert_accessible(found):
+    run = """e => axe.run(e, { preload: false, resultTypes: ["violations"] })
+      .then((found) => found.violations.map((v) => v.id))"""
+    assert found.evaluate(run) == []
 
 
 def use_by_mouse(tab, found):
-    """Hover and lock a pair, a head, a line's token; each view; heads side by side."""
+    """Hover and lock a pair and tokens; each view and setting; heads side by side."""
     T, before = tokens(found).count(), drawn(found)
     found.locator(".heads").get_by_role("radio").nth(6).click()
     assert drawn(found) != before
@@ -1628,15 +1635,30 @@ def use_by_mouse(tab, found):
     tab.mouse.click(*at_cell(found, 8, 3, T=T))
     tab.mouse.move(0, 0)
     assert "(8) reads" in said(found), "it is locked"
+    tokens(found).nth(2).hover()
+    assert "(2) reads" in said(found)
     view(found, "Steps")
     assert found.locator("table.sums").is_visible()
+    assert_accessible(found)
     view(found, "Lines")
+    found.get_by_role("slider", name="hide below").fill("0.5")
+    assert "below 0.50 not drawn" in found.locator(".floor").inner_text()
+    assert_accessible(found)
     group = found.get_by_role("group", name="tokens that read")
-    group.get_by_role("button").nth(5).click()
-    assert tokens(found).nth(5).get_attribute("aria-pressed") == "true"
+    group.get_by_role("button").nth(T - 1).click()
+    assert tokens(found).nth(T - 1).get_attribute("aria-pressed") == "true"
+    found.get_by_role("slider", name="hide below").fill("0")
+    found.get_by_role("button", name=f"Show all {T}").click()
+    found.get_by_text("The whole head as a table").click()
+    found.locator("table.whole").last.locator("tbody tr").nth(T - 1).wait_for()
     found.get_by_role("button", name="Compare").click()
+    found.get_by_label("order of heads").select_option("entropy")
     found.locator(".heads").get_by_role("radio").nth(7).click()
     assert found.locator(".pane").count() == 2
+    both = found.get_by_role("checkbox")
+    if both.count():
+        both.check()
+        assert found.locator(".pane").count() == 4
 
 
 # What was measured --------------------------------------------------------------------

@@ -1029,8 +1029,9 @@ def test_edits_of_one_attention_act_together(position):
 # ---- memory, copies, threads
 
 
-def test_a_thousand_captures_leave_nothing_behind():
-    model = random_model("rotary", TINY)
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_a_thousand_captures_leave_nothing_behind(position):
+    model = random_model(position, TINY)
     tokens = text_for(model, 1)
 
     def look(n):
