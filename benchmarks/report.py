@@ -390,8 +390,10 @@ the next frame take. With 12 × 12 heads the page's state is {size} kB.
 """
 
 EXPLORER_END = """\
-A head's whole table at 128 tokens has {cells:,} cells and is built over several frames;
-the longest of them counts. Frames are painted by other threads, which is not counted.
+A page of 12 × 12 heads has room for the weights alone, so its steps are shown without
+the vectors. A head's whole table at 128 tokens has {cells:,} cells and is built over
+several frames; the longest of them counts. Frames are painted by other threads, which
+is not counted.
 
 ## Measure it yourself
 
