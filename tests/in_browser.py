@@ -32,6 +32,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
 ]
+UNFOLD = "document.querySelectorAll('details').forEach((fold) => fold.open = true)"
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -109,6 +110,18 @@ def served(folder):
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{found.server_port}/"
     found.shutdown()
+
+
+@contextmanager
+def tab_in_the_book(browser, over, scheme):
+    """Yield a tab and the address of the book, over "http" or "file"."""
+    site = built_site()
+    with served(site) as address:
+        base = address if over == "http" else site.as_uri() + "/"
+        tab, faults = open_tab(browser, base, scheme)
+        yield tab, base
+        tab.context.close()
+        assert not faults
 
 
 # Outputs on a page of their own -------------------------------------------------------

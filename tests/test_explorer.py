@@ -13,17 +13,18 @@ import pytest
 import torch
 import traitlets
 from axe_playwright_python.base import AXE_SCRIPT
-from conftest import NOTEBOOKS, ROOT
+from conftest import HOSTILE, NOTEBOOKS, ROOT
 from in_browser import (
     MODEL,
     PAGE,
     STATIC,
+    UNFOLD,
     built_site,
     html,
     open_tab,
-    running_browser,
     served,
     shown_in,
+    tab_in_the_book,
 )
 from oracle import random_model
 
@@ -37,22 +38,11 @@ from gpt2lib.tokenizer import BPETokenizer, CharTokenizer
 
 MODULE = (STATIC / "attention-explorer.js").read_text("utf-8")
 RESULTS = ROOT / "benchmarks" / "results" / "explorer.json"
-HOSTILE = "</SCRIPT><img src=x onerror=window.hit=1>'\"&amp;"
 STRANGE = "שלום مرحبا\u200b\u202eabc\0\x1b\u0301長 "
 CAT, DOG = "the cat sat, the cat ran", "a dog, the dog ran at"
 LETTERS = sorted(set(CAT + DOG + HOSTILE + STRANGE + "👍\n"))
 SIZES = (3, 2, 16, len(LETTERS), 64)  # blocks, heads, width, vocabulary, positions
 NAME = "gpt2-attention-explorer"
-
-
-@pytest.fixture
-def book(monkeypatch):
-    monkeypatch.setenv("GPT2LIB_BOOK", "1")
-
-
-@pytest.fixture
-def elsewhere(monkeypatch):
-    monkeypatch.delenv("GPT2LIB_BOOK", raising=False)
 
 
 letters = CharTokenizer(LETTERS)
@@ -494,12 +484,6 @@ def test_the_script_is_one_module_that_can_be_inlined():
 # In a browser -------------------------------------------------------------------------
 
 INK = {"light": (0, 114, 178), "dark": (108, 182, 232)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -1478,8 +1462,6 @@ def test_without_python_there_is_nothing_to_ask_it(book, show):
 
 # In the built book --------------------------------------------------------------------
 
-UNFOLD = "document.querySelectorAll('details').forEach((fold) => fold.open = true)"
-
 
 @pytest.fixture(scope="module")
 def wanted():
@@ -1511,10 +1493,7 @@ def test_the_book_has_the_explorers_of_its_notebooks(wanted, pages):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("over", ["http", "file"])
 def test_in_the_book_all_of_it_works_by_keyboard(pages, browser, over, scheme):
-    site = built_site()
-    with served(site) as address:
-        base = address if over == "http" else site.as_uri() + "/"
-        tab, faults = open_tab(browser, base, scheme)
+    with tab_in_the_book(browser, over, scheme) as (tab, base):
         for page in pages:
             tab.goto(base + page)
             tab.evaluate(UNFOLD)
@@ -1529,8 +1508,6 @@ def test_in_the_book_all_of_it_works_by_keyboard(pages, browser, over, scheme):
                 tab.set_viewport_size({"width": width, "height": 900})
                 wide = tab.evaluate("document.documentElement.scrollWidth")
                 assert wide <= width
-        tab.context.close()
-        assert not faults
 
 
 def drawn(found):
@@ -1604,17 +1581,12 @@ def compare_by_keyboard(tab, found):
 
 @pytest.mark.parametrize(("over", "scheme"), [("http", "dark"), ("file", "light")])
 def test_in_the_book_all_of_it_works_by_mouse(pages, browser, over, scheme):
-    site = built_site()
-    with served(site) as address:
-        base = address if over == "http" else site.as_uri() + "/"
-        tab, faults = open_tab(browser, base, scheme)
+    with tab_in_the_book(browser, over, scheme) as (tab, base):
         for page in pages:
             tab.goto(base + page)
             tab.evaluate(AXE_SCRIPT)
             for found in tab.locator(NAME).all():
                 use_by_mouse(tab, found)
-        tab.context.close()
-        assert not faults
 
 
 def assert_accessible(found):

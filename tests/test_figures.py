@@ -9,8 +9,7 @@ import matplotlib.pyplot as plt
 import myst_nb
 import nbformat
 import pytest
-from conftest import ROOT
-from in_browser import running_browser
+from conftest import HOSTILE, ROOT
 from IPython.core.interactiveshell import InteractiveShell
 from myst_nb.ext.glue import extract_glue_data_cell
 
@@ -20,17 +19,6 @@ from tools.run_notebooks import clean
 
 STATIC = ROOT / "gpt2lib/static"
 PARTS = list(figures._PARTS)
-HOSTILE = "</SCRIPT><img src=x onerror=window.hit=1>'\"&amp;"
-
-
-@pytest.fixture
-def book(monkeypatch):
-    monkeypatch.setenv("GPT2LIB_BOOK", "1")
-
-
-@pytest.fixture
-def elsewhere(monkeypatch):
-    monkeypatch.delenv("GPT2LIB_BOOK", raising=False)
 
 
 def html(shown):
@@ -224,12 +212,6 @@ def test_glue_survives_cleaning_and_is_found():
 
 
 # In a browser --------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

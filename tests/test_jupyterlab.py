@@ -18,7 +18,7 @@ import nbformat
 import pytest
 import torch
 from conftest import ROOT
-from in_browser import open_tab, running_browser
+from in_browser import open_tab
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Expect, Page
 
@@ -152,12 +152,6 @@ def server(tmp_path_factory):
         except subprocess.TimeoutExpired:
             process.kill()  # and the kernels notice
             process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
 
 
 @dataclass

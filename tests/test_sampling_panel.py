@@ -8,17 +8,16 @@ import pytest
 import torch
 import traitlets
 from axe_playwright_python.base import AXE_SCRIPT
-from conftest import NOTEBOOKS
+from conftest import HOSTILE, NOTEBOOKS
 from in_browser import (
     MODEL,
     PHONE,
     STATIC,
+    UNFOLD,
     built_site,
     html,
-    open_tab,
-    running_browser,
-    served,
     shown_in,
+    tab_in_the_book,
 )
 
 from gpt2lib.figures import _element_script
@@ -26,18 +25,7 @@ from gpt2lib.sampling import next_token_probabilities
 from gpt2lib.sampling_panel import SamplingPanel, _readable
 
 MODULE = (STATIC / "sampling-panel.js").read_text("utf-8")
-HOSTILE = "</SCRIPT><img src=x onerror=window.hit=1>'\"&amp;"
 CHARACTERS = [chr(32 + i) for i in range(64)]
-
-
-@pytest.fixture
-def book(monkeypatch):
-    monkeypatch.setenv("GPT2LIB_BOOK", "1")
-
-
-@pytest.fixture
-def elsewhere(monkeypatch):
-    monkeypatch.delenv("GPT2LIB_BOOK", raising=False)
 
 
 def random_logits(size, seed=0, spread=2.0):
@@ -200,12 +188,6 @@ def test_the_script_is_one_module_that_can_be_inlined():
 
 
 # In a browser ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -525,8 +507,6 @@ def test_as_a_widget_it_tells_and_listens(book, show):
 
 # In the built book -------------------------------------------------------------
 
-UNFOLD = "document.querySelectorAll('details').forEach((fold) => fold.open = true)"
-
 
 @pytest.fixture(scope="module")
 def site():
@@ -556,10 +536,8 @@ def test_the_book_has_the_panels_of_its_notebooks(pages):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("over", ["http", "file"])
-def test_in_the_book_sliders_move_bars(site, pages, browser, over, scheme):
-    with served(site) as address:
-        base = address if over == "http" else site.as_uri() + "/"
-        tab, faults = open_tab(browser, base, scheme)
+def test_in_the_book_sliders_move_bars(pages, browser, over, scheme):
+    with tab_in_the_book(browser, over, scheme) as (tab, base):
         for page in pages:
             tab.goto(base + page)
             tab.evaluate(UNFOLD)
@@ -567,8 +545,6 @@ def test_in_the_book_sliders_move_bars(site, pages, browser, over, scheme):
                 use(tab, panel)
             tab.set_viewport_size(PHONE)
             assert tab.evaluate("document.documentElement.scrollWidth") == 390
-        tab.context.close()
-        assert not faults
 
 
 def use(tab, panel):

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import NOTEBOOKS, ROOT
-from in_browser import PHONE, WIDE, built_site, open_tab, running_browser, served
+from in_browser import PHONE, UNFOLD, WIDE, built_site, open_tab, served
 
 Visit = namedtuple("Visit", "page faults axe narrow facts")
 
@@ -28,12 +28,6 @@ def site():
 def server(site):
     with served(site) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
 
 
 # What a page says of itself, collected in the page.
@@ -68,9 +62,6 @@ AXE = """async ([rules, everything]) => {
   const found = await axe.run(options);
   return found.violations.flatMap((v) => v.nodes.map((n) => `${v.id}: ${n.html}`));
 }"""
-
-
-UNFOLD = "document.querySelectorAll('details').forEach((fold) => fold.open = true)"
 
 
 def visit(tab, faults, base, name, rules):
