@@ -14,14 +14,9 @@ import anywidget
 import torch
 import traitlets
 
-from gpt2lib.analysis import (
-    attention_entropy,
-    first_token_score,
-    induction_score,
-    previous_token_score,
-)
+from .analysis import head_scores, without_heads
 from .figures import _STATIC, _attribute, _element_script, _in_book
-from .hooks import attention_weights, capture, edit
+from .hooks import attention_weights, capture
 from .language_model import GPT2LMHeadModel
 from .sampling import _evaluating
 from .sampling_panel import _readable
@@ -54,29 +49,13 @@ def _token_ids(model, tokenizer, texts):
     return found
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #explorer-run
-def _silence(ablated):
-    """What `edit` needs so that the heads of `ablated` give zeros."""
-
-    def zero(heads):
-        def change(gathered):  # (B, H, T, D)
-            gathered[:, heads] = 0
-
-        return change
-
-    by_layer = {}
-    for layer, head in ablated:
-        by_layer.setdefault(layer, []).append(head)
-    name = "transformer.blocks.{}.attention.heads"
-    return {name.format(layer): zero(heads) for layer, heads in by_layer.items()}
-
-
 def _run(model, ids, ablated=()):
     """Run the model once: q and k `(L, H, T, D)`, p of the next token `(V,)`."""
     tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T)
     with (
         torch.no_grad(),
         _evaluating(list(model.modules())),
-        edit(model, _silence(ablated)),
+        without_heads(model, ablated),
         capture(model, ["*.q", "*.k"]) as found,
     ):
         logits = model(tokens, last_only=True)[0, 0]  # (V,)
@@ -140,13 +119,8 @@ def _null(values):
 def _summaries(weights, ids):
     """The four scores of each head, as lists `(L, H)`."""
     same = torch.tensor([ids]).expand(len(weights), -1)  # (L, T): layers as a batch
-    scores = {
-        "previous_token": previous_token_score(weights),
-        "first_token": first_token_score(weights),
-        "induction": induction_score(weights, same),
-        "entropy": attention_entropy(weights),
-    }
-    return {name: _null(_steady(s.double(), 3).tolist()) for name, s in scores.items()}
+    scores = head_scores(weights, same).items()
+    return {name: _null(_steady(s.double(), 3).tolist()) for name, s in scores}
 
 
 def _next(tokenizer, p, before=None):

@@ -115,6 +115,22 @@ def _attach(module, *, before=None, after=None):
         return module.register_forward_pre_hook(hook, with_kwargs=True)
     return module.register_forward_hook(hook)
 
+# %% ../notebooks/phase5_debugging_tools.ipynb #visit-qkv
+def _visit_qkv(attention, qkv, visit):
+    """Show the parts of `qkv` `(B, T, 3C)`; return it with what was replaced, or None.
+
+    With rotary positions v alone: q and k are not turned yet.
+    """
+    heads = qkv.unflatten(-1, (3, attention.n_head, -1))  # (B, T, 3, H, D)
+    parts = [part.transpose(1, 2) for part in heads.unbind(2)]  # (B, H, T, D) each
+    new = parts.copy()
+    for i in (0, 1, 2) if attention.rotary is None else (2,):
+        edited = visit("qkv"[i], parts[i])
+        new[i] = parts[i] if edited is None else edited
+    if all(one is part for one, part in zip(new, parts, strict=True)):
+        return None
+    return torch.stack([part.transpose(1, 2) for part in new], 2).flatten(2)
+
 # %% ../notebooks/phase5_debugging_tools.ipynb #hook-attention
 def _hook_attention(attention, visits):
     """Hook one attention, whose parts are no modules; yield the handles."""
@@ -130,18 +146,8 @@ def _hook_attention(attention, visits):
     def begin(args, kwargs):
         now.met = {"cache": kwargs.get("cache")}
 
-    def after_qkv(qkv):  # (B, T, 3C)
-        if not running():
-            return None
-        heads = qkv.unflatten(-1, (3, attention.n_head, -1))  # (B, T, 3, H, D)
-        parts = [part.transpose(1, 2) for part in heads.unbind(2)]  # (B, H, T, D) each
-        new = parts.copy()
-        for i in (0, 1, 2) if attention.rotary is None else (2,):  # q, k: turned later
-            edited = visit("qkv"[i], parts[i])
-            new[i] = parts[i] if edited is None else edited
-        if all(one is part for one, part in zip(new, parts, strict=True)):
-            return None
-        return torch.stack([part.transpose(1, 2) for part in new], 2).flatten(2)
+    def after_qkv(qkv):
+        return _visit_qkv(attention, qkv, visit) if running() else None
 
     def after_rotary(turned):  # called for q, then for k
         if running() and "v" in now.met and "k" not in now.met:

@@ -16,6 +16,7 @@ from gpt2lib.analysis import (
     attention_entropy,
     first_token_score,
     head_importance,
+    head_scores,
     induction_score,
     induction_targets,
     jensen_shannon,
@@ -24,6 +25,7 @@ from gpt2lib.analysis import (
     previous_token_score,
     token_influence,
     without_head,
+    without_heads,
 )
 from gpt2lib.hooks import attention_weights, capture
 from gpt2lib.kv_cache import KVCache
@@ -653,3 +655,36 @@ def test_loss_by_position_of_a_single_token_is_refused():
     """An empty tensor, whose mean is NaN."""
     with pytest.raises(ValueError, match="T at least 2"):
         loss_by_position(normal(2, 1, 3), torch.zeros(2, 1, dtype=torch.long))
+
+
+# ---- several heads at once
+
+
+def test_several_heads_off_equal_one_after_the_other(model):
+    tokens = text_for(model)
+    pairs = [(0, 1), (1, 0), (0, 0)]
+    with torch.no_grad():
+        with without_heads(model, pairs):
+            together = model(tokens)
+        with (
+            without_head(model, 0, 1),
+            without_head(model, 1, 0),
+            without_head(model, 0, 0),
+        ):
+            assert torch.equal(model(tokens), together)
+        with without_heads(model, []):
+            whole = model(tokens)
+    assert torch.equal(whole, model(tokens))
+    assert not torch.allclose(whole, together)
+
+
+def test_all_scores_by_name_are_those_by_themselves():
+    weights = causal_weights(2, 3, 6)
+    tokens = torch.tensor([[1, 2, 1, 2, 3, 1], [1, 2, 3, 4, 5, 6]])
+    scores = head_scores(weights, tokens)
+    assert torch.equal(scores["previous_token"], previous_token_score(weights))
+    assert torch.equal(scores["first_token"], first_token_score(weights))
+    assert torch.equal(scores["entropy"], attention_entropy(weights))
+    induction = induction_score(weights, tokens)
+    torch.testing.assert_close(scores["induction"], induction, equal_nan=True)
+    assert induction[1].isnan().all()
