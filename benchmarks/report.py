@@ -376,8 +376,6 @@ def litgpt_section(results):
 
 # The page of the explorer -------------------------------------------------------------
 
-WHICH = "median", "worst"
-
 EXPLORER = """\
 # The explorer, timed
 
@@ -386,7 +384,8 @@ How long does the attention explorer of
 Measured on {date} in headless Chromium {chromium} on {cores} cores of an {cpu},
 without a network, {repeats} times each. *First picture* runs from the start of the
 script to the end of the frame that shows it. The rest is the time that a handler and
-the next frame take. With 12 × 12 heads the page's state is {size} kB.
+the next frame take. A time is the median, the worst in brackets. With 12 × 12 heads
+the page's state is {size} kB.
 """
 
 EXPLORER_END = """\
@@ -410,14 +409,12 @@ def explorer_page(results):
         {"first picture": case["first_paint_ms"], **case["interactions_ms"]}
         for case in cases.values()
     ]
+    form = "{median:.0f} ms ({worst:.0f})"
     rows = [
-        (
-            name,
-            *(f"{by_name[name][which]:.0f} ms" for by_name in times for which in WHICH),
-        )
+        (name, *(form.format(**by_name[name]) for by_name in times))
         for name in times[0]
     ]
-    header = [f"{case}, {which}" for case in cases for which in WHICH]
+    header = [case.replace(" x ", " × ") for case in cases]
     intro = EXPLORER.format(
         **results["machine"],
         repeats=first["repeats"],
