@@ -276,6 +276,38 @@ def explore(
     text = ", ".join(f"{name} in {list(choices)}" for name, choices in values.items())
     return _Html(f"explore: {text}", _page(frames, columns, values, title))
 
+# %% ../notebooks/appendix_figures.ipynb #bundle
+_IMPORT = re.compile(
+    r'^import (?P<names>\w+|\{[^}]*\}) from "\./(?P<file>[\w-]+)\.js"'
+    r'(?P<text> with \{ type: "text" \})?;$',
+    re.MULTILINE,
+)
+
+
+def _bundle(name):
+    """The module `static/NAME.js` and all that it imports, as one module.
+
+    An imported module becomes a function, called at once, that returns what is asked
+    of it; one imported as text, a string. Raises `ValueError` for any other import.
+    """
+
+    def bring(found):
+        names, inner = found["names"], _bundle(found["file"])
+        if found["text"]:
+            value = json.dumps(inner, ensure_ascii=False).replace("<", "\\u003c")
+        else:
+            if names.startswith("{"):
+                inner = re.sub(r"^export ", "", inner, flags=re.M) + f"return {names};"
+            value = f"(() => {{\n{inner.replace('export default', 'return')}\n}})()"
+        return f"const {names} = {value};"
+
+    source = (_STATIC / f"{name}.js").read_text("utf-8")
+    bundled = _IMPORT.sub(bring, source)
+    left = re.search(r"^(import\b|export .*\bfrom\b).*", bundled, re.MULTILINE)
+    if left:
+        raise ValueError(f"{name}.js: cannot bundle {left[0]!r}")
+    return bundled
+
 # %% ../notebooks/appendix_figures.ipynb #element-script
 _ELEMENT = """(() => {
   if (customElements.get("gpt2-NAME")) return;
@@ -291,6 +323,11 @@ _ELEMENT = """(() => {
       };
       widget.render({ model, el: this });
     }
+    disconnectedCallback() {
+      queueMicrotask(() => {
+        if (!this.isConnected) this.dispatchEvent(new Event("removed"));
+      });
+    }
   };
   customElements.define("gpt2-NAME", element);
 })();"""
@@ -298,8 +335,7 @@ _ELEMENT = """(() => {
 
 def _element_script(name):
     """The module `static/NAME.js` as a plain script that defines `<gpt2-NAME>`."""
-    module = (_STATIC / f"{name}.js").read_text("utf-8")
-    module = module.replace("export default", "const widget =")
+    module = _bundle(name).replace("export default", "const widget =")
     return _ELEMENT.replace("NAME", name).replace("MODULE", module)
 
 # %% ../notebooks/appendix_figures.ipynb #glue

@@ -527,7 +527,9 @@ const headName = ([layer, head]) => `layer ${layer}, head ${head}`;
 
 const cellOf = (i, j) => (i * (i + 1)) / 2 + j; // in a lower triangle, row by row
 
+// Numbers as base64, from Python, or as they are, from a model that runs in the page.
 const decoded = (text, Type) => {
+  if (typeof text !== "string") return text;
   const signs = atob(text);
   const bytes = new Uint8Array(signs.length);
   for (let n = 0; n < signs.length; n += 1) bytes[n] = signs.charCodeAt(n);
@@ -559,12 +561,11 @@ const unpack = (context) => {
   const cells = cellOf(T, 0);
   const full = "scores" in context;
   const stored = decoded(full ? context.scores : context.weights, full ? Int16Array : Uint8Array);
-  const units =
-    full &&
-    Object.fromEntries(
-      ["scores", "q", "k"].map((part) => [part, decoded(context[`${part}_unit`], Float32Array)]),
-    );
-  const vectors = full && { q: decoded(context.q, Int8Array), k: decoded(context.k, Int8Array) };
+  const parts = ["q", "k", "v"].filter((part) => part in context);
+  const unpacked = (names, end, Type) =>
+    Object.fromEntries(names.map((part) => [part, decoded(context[part + end], Type)]));
+  const units = full && unpacked(["scores", ...parts], "_unit", Float32Array);
+  const vectors = unpacked(parts, "", Int8Array);
   const known = [];
 
   const weights = (layer, head) => {
@@ -591,6 +592,7 @@ const unpack = (context) => {
     H,
     D,
     full,
+    hasValues: "v" in context,
     reach,
     weights,
     scaled,
@@ -1052,12 +1054,13 @@ const makeLines = (told) => {
 
 // One weight step by step --------------------------------------------------------------
 
-// Bars up and down from the middle: the numbers of a vector beside their largest.
-const drawBars = (canvas, numbers, ink) => {
+const largest = (numbers) => Math.max(0, ...numbers.map(Math.abs));
+
+// Bars up and down from the middle: the numbers of a vector beside the largest.
+const drawBars = (canvas, numbers, ink, most = largest(numbers) || 1) => {
   const space = brushOf(canvas);
   if (!space) return;
   const { brush, width, height } = space;
-  const most = Math.max(...numbers.map(Math.abs)) || 1;
   const step = width / numbers.length;
   brush.fillStyle = `rgb(${ink.join(" ")})`;
   numbers.forEach((x, n) => {
@@ -1104,10 +1107,12 @@ const setRows = (body, rows) => {
   });
 };
 
+const OFF = "nothing: this head is switched off";
 const WHY = { later: "it comes later", beyond: "it is beyond the window" };
 
-// The products, the score, the mask and the softmax of the row i at j, as numbers.
-const arithmetic = (text, layer, head, i, j) => {
+// The products, the score, the mask and the softmax of the row i at j, as numbers, and
+// where it is known what j has to give, that and what of it is added.
+const arithmetic = ({ text, layer, head, isOff }, i, j) => {
   const [q, k] = [text.vector("q", layer, head, i), text.vector("k", layer, head, j)];
   const products = q.map((x, n) => x * k[n]);
   const weights = text.weights(layer, head);
@@ -1122,12 +1127,14 @@ const arithmetic = (text, layer, head, i, j) => {
     return { scaled: scaledAt(at), why, weight: why ? 0 : weights[cellOf(i, at)] };
   });
   const total = row.reduce((sum, { scaled, why }) => (why ? sum : sum + Math.exp(scaled)), 0);
-  return { q, k, products, root, row, total };
+  const v = text.hasValues ? text.vector("v", layer, head, j) : [];
+  const added = v.map((x) => (isOff ? 0 : x * row[j].weight));
+  return { q, k, products, root, row, total, v, added };
 };
 
 const makeSteps = (told) => {
   const isNew = memory();
-  const lanes = ["q", "k", "product"].map(() => [
+  const lanes = ["q", "k", "product", "v", "added"].map(() => [
     make("p"),
     make("canvas", { ariaHidden: "true" }),
     make("p"),
@@ -1138,7 +1145,7 @@ const makeSteps = (told) => {
   sums.heads[1].className = "";
   const row = makeTable("row", ["token read", "q·k", "scaled", "weight"]);
   const rows = make("div", { className: "scroll rows" }, row.table);
-  const features = makeTable("whole", ["feature", "q", "k", "product"]);
+  const features = makeTable("whole", ["feature", "q", "k", "product", "v", "weight × v"]);
   const fold = make(
     "details",
     {},
@@ -1186,18 +1193,25 @@ const makeSteps = (told) => {
     if (isNew("chosen", text, j)) reveal(rows, row.body.rows[j]);
   };
 
-  const showFull = ({ text, layer, head, ink }, i, j) => {
-    const { q, k, products, root, row: cells, total } = arithmetic(text, layer, head, i, j);
+  const showFull = (state, i, j) => {
+    const { text, ink, isOff } = state;
+    const found = arithmetic(state, i, j);
+    const { q, k, products, root, row: cells, total, v, added } = found;
     const { scaled, why, weight } = cells[j];
     const [reader, read] = [quoted(text.tokens, i), quoted(text.tokens, j)];
-    const labels = [`q of ${reader}`, `k of ${read}`, "product"];
-    [q, k, products].forEach((numbers, n) => {
+    const labels = [`q of ${reader}`, `k of ${read}`, "product", `v of ${read}`, "added"];
+    const vectors = [q, k, products, v, added];
+    vectors.forEach((numbers, n) => {
       const [label, , most] = lanes[n];
+      for (const part of lanes[n]) part.hidden = !numbers.length;
       label.textContent = label.title = labels[n];
-      most.textContent = `±${Math.max(...numbers.map(Math.abs)).toFixed(2)}`;
+      most.textContent = `±${largest(numbers).toFixed(2)}`;
     });
-    draw = () => [q, k, products].forEach((numbers, n) => drawBars(lanes[n][1], numbers, ink));
+    const scaleOf = (n) => (vectors[n] === added ? largest(v) || 1 : undefined);
+    draw = () =>
+      vectors.forEach((numbers, n) => drawBars(lanes[n][1], numbers, ink, scaleOf(n)));
     draw();
+    const most = largest(added).toFixed(2);
     note.textContent = `${text.D} features, a bar each: above the line more than 0, below it less.`;
     sums.caption.textContent = `How much ${reader} reads ${read}`;
     setRows(sums.body, [
@@ -1215,6 +1229,9 @@ const makeSteps = (told) => {
           : `e to that power, ${amount(Math.exp(scaled))}, over the row's sum, ${amount(total)}`,
         shown(weight, 3),
       ],
+      ...(text.hasValues
+        ? [["added", isOff ? OFF : `${shown(weight, 3)} times v of ${read}`, `±${most}`]]
+        : []),
     ]);
     for (const line of sums.body.rows) line.cells[1].className = "";
     row.caption.textContent = `The row of ${reader}: all that it could read`;
@@ -1228,20 +1245,27 @@ const makeSteps = (told) => {
       j,
     );
     features.caption.textContent = sums.caption.textContent;
+    if (isNew("values", text.hasValues)) {
+      features.body.replaceChildren(); // their rows have more cells, or fewer
+      for (const head of features.heads.slice(4)) head.hidden = !text.hasValues;
+    }
     const byFeature = () =>
       setRows(
         features.body,
-        q.map((x, n) => [n, signed(x), signed(k[n]), signed(products[n])]),
+        q.map((x, n) => [
+          n,
+          ...[x, k[n], products[n], ...(text.hasValues ? [v[n], added[n]] : [])].map(signed),
+        ]),
       );
     fold.ontoggle = () => fold.open && byFeature();
     fold.ontoggle();
   };
 
   const update = (state) => {
-    const { text, weights, point, ink, layer, head } = state;
+    const { text, weights, point, ink, layer, head, isOff } = state;
     const i = point.query;
     const j = point.key < 0 ? mostRead(weights, i) : point.key;
-    if (!isNew("pair", text, weights, ink, layer, head, i, j)) return;
+    if (!isNew("pair", text, weights, ink, layer, head, isOff, i, j)) return;
     for (const part of [bars, sums.table, fold]) part.hidden = !text.full;
     row.heads[1].hidden = row.heads[2].hidden = !text.full;
     if (text.full) return showFull(state, i, j);
@@ -1564,6 +1588,7 @@ const makeLive = (model, set) => {
 
   const update = (indexes) => {
     const prompts = model.get("prompts");
+    element.hidden = !prompts.length; // texts come from elsewhere
     if (prompts.length !== inputs.length) {
       const type = { type: "text", autocomplete: "off", spellcheck: false };
       inputs = prompts.map(() => make("input", type));
@@ -1772,6 +1797,7 @@ function render({ model, el }) {
         text: textOf(contexts[index]),
         layer,
         head,
+        isOff: get("ablated").some((pair) => String(pair) === String([layer, head])),
         note,
         named: several,
         ink,
