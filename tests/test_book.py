@@ -57,11 +57,15 @@ WARNINGS = [
 ]
 
 
+def write_notebook(path, cells):
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(notebook), "utf-8")
+
+
 def build(folder, cells):
     """Build a book of one notebook; return its page and the warnings."""
-    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (folder / "conf.py").write_text(CONFIG, "utf-8")
-    (folder / "index.ipynb").write_text(json.dumps(notebook), "utf-8")
+    write_notebook(folder / "index.ipynb", cells)
     command = [sys.executable, "-m", "sphinx", "-q", "-n", folder, folder / "out"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return (folder / "out" / "index.html").read_text("utf-8"), result.stderr

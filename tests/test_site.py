@@ -7,14 +7,20 @@ look at what was found there.
 
 import json
 import re
+from base64 import b64decode
 from collections import namedtuple
 from itertools import pairwise
 from urllib.parse import unquote, urldefrag
 
 import pytest
+import torch
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import NOTEBOOKS, ROOT
 from in_browser import PHONE, UNFOLD, WIDE, built_site, open_tab, served
+
+from gpt2lib.language_model import GPT2LMHeadModel
+from gpt2lib.tokenizer import load_tokenizer
+from gpt2lib.web import read
 
 Visit = namedtuple("Visit", "page faults axe narrow facts")
 
@@ -44,7 +50,9 @@ FACTS = """() => {
     drawings: all('article svg:not([aria-hidden="true"]):not([aria-hidden] *)', label),
     headings: all("main :is(h1, h2, h3, h4, h5, h6)", (e) => e)
       .filter((e) => !e.closest("#jb-print-docs-body")).map((e) => +e.tagName[1]),
-    marks: all(".export-mark a", (e) => [e.closest("[id]").id, e.href]),
+    scripts: all("script[src]", (e) => new URL(e.src).pathname.split("/").at(-1)),
+  elements: all("*", (e) => e.localName).filter((name) => name.startsWith("gpt2-")),
+  marks: all(".export-mark a", (e) => [e.closest("[id]").id, e.href]),
     names: all("dl.py > dt[id]", (e) => [e.id, [
       ...e.parentElement.querySelectorAll(":scope > dd > p a")].map((a) => a.href)]),
   };
@@ -216,6 +224,59 @@ def test_every_public_name_leads_to_its_cell(light, server):
                 links = listed.get(f"gpt2lib.{path.stem}.{name}", [])
                 if mine.search(code) and target not in links:
                     faults.append(f"{path.stem}.{name}: no link to {target}")
+    report(faults)
+
+
+def test_a_page_loads_the_scripts_of_its_elements_and_no_others(light, site):
+    ours = {path.name for path in (ROOT / "gpt2lib" / "static").glob("*.js")}
+    ours |= {path.name for path in (site / "_static").glob("*.gpt2.js")}
+    faults, seen = [], set()
+    for page, *_, facts in light:
+        wanted = {f"{name.removeprefix('gpt2-')}.js" for name in facts["elements"]}
+        loaded = ours.intersection(facts["scripts"])
+        if loaded != wanted:
+            faults.append(f"{page}: loads {loaded}, holds the elements of {wanted}")
+        seen |= wanted
+    report(faults)
+    assert {"explore.js", "sampling-panel.js", "attention-explorer.js"} <= seen
+
+
+def test_the_trained_model_comes_with_the_site_in_both_forms(site):
+    path = site / "_static" / "shakespeare-char.gpt2"
+    model, tokenizer = read(path)
+    shipped = GPT2LMHeadModel.from_pretrained(path.stem)
+    assert tokenizer.characters == load_tokenizer(path.stem).characters
+    for name, tensor in shipped.state_dict().items():
+        step = tensor.abs().max() / 127  # at most, of eight bits
+        torch.testing.assert_close(
+            model.state_dict()[name], tensor, rtol=0, atol=step.item() / 2 + 1e-6
+        )
+    script = path.with_name(f"{path.name}.js").read_text("utf-8")
+    numbers = re.fullmatch(r'.*\["shakespeare-char.gpt2"\] = "(.*)";\n', script)[1]
+    assert b64decode(numbers) == path.read_bytes()
+
+
+def test_javascript_stands_beside_its_python_where_there_is_room(server, browser):
+    tab, faults = open_tab(browser, server)
+    tab.goto(server + "book/javascript.html")
+    boxes = """() => [...document.querySelectorAll(".mirror")]
+      .map((pair) => [...pair.children].map((e) => e.getBoundingClientRect().toJSON()))
+      .filter((sides) => sides.length > 1)"""
+    for width in (1600, 2400):
+        tab.set_viewport_size({"width": width, "height": 900})
+        for left, right in tab.evaluate(boxes):
+            assert left["top"] == right["top"]
+            assert left["right"] < right["left"]
+            assert right["right"] <= width
+    for size in (WIDE, PHONE):
+        tab.set_viewport_size(size)
+        for above, below in tab.evaluate(boxes):
+            assert above["bottom"] < below["top"]
+            assert above["left"] == below["left"]
+    code = tab.locator(".mirror pre")
+    assert code.count() == tab.locator(".mirror .copybtn").count()
+    assert code.evaluate_all("""(all) => all.every(
+      (e) => e.scrollWidth <= e.clientWidth + 1 || e.tabIndex === 0)""")
     report(faults)
 
 

@@ -3,14 +3,15 @@
 - `maths`    formulas become HTML and MathML when the book is built
 - `cells`    every notebook cell can be linked to; exported cells say where they go
 - `library`  the page of public names and the source of each module
+- `mirror`   the model in JavaScript beside the Python that it mirrors
 - `drawing`  the map of GPT-2, with links
-- `pages`    scripts, style sheets and small mends of the finished pages
+- `pages`    scripts, style sheets, the trained model, small mends of the finished pages
 """
 
-from . import cells, drawing, library, maths, pages
+from . import cells, drawing, library, maths, mirror, pages
 
 
 def setup(app):
-    for part in (maths, cells, library, drawing, pages):
+    for part in (maths, cells, library, mirror, drawing, pages):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

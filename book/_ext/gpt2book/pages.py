@@ -1,4 +1,4 @@
-"""Scripts, style sheets and small mends of the finished pages.
+"""Scripts, style sheets, the trained model, and small mends of the finished pages.
 
 The theme asks for more than a page of this book needs, and a few of its tags trouble
 screen readers. The mends below are made on the written HTML, where they do not depend
@@ -6,8 +6,10 @@ on the theme's templates. The log of a build names those that found nothing to m
 when the theme has changed, they can go.
 """
 
+import functools
 import re
 import shutil
+from base64 import b64encode
 from pathlib import Path
 
 from sphinx.util import logging
@@ -15,6 +17,7 @@ from sphinx.util import logging
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parents[3] / "gpt2lib" / "static"
+PANEL, MODEL = "gpt2-play-panel", "shakespeare-char"
 
 # Follow the system's light or dark mode before the first paint.
 THEME = """<script>
@@ -103,6 +106,16 @@ def flatten_buttons(app, page, template, context, doctree):
     context["header_buttons"] = buttons
 
 
+@functools.cache
+def scripts_of_elements():
+    """Return {element: path} of the scripts that define one; each is named after it."""
+    return {
+        f"gpt2-{path.stem}": path
+        for path in sorted(STATIC.glob("*.js"))
+        if re.search("export default|customElements", path.read_text("utf-8"))
+    }
+
+
 def plain_script(app, path):
     """Return the path of a script that pages opened from a folder run, too.
 
@@ -119,18 +132,52 @@ def plain_script(app, path):
 
 
 def add_files(app):
-    """Load our script, and those of the library's figures, on every page."""
+    """Load our script and the library's style on every page; copy its scripts."""
     app.add_js_file("site.js", loading_method="defer")
-    for path in sorted(STATIC.glob("*.js")) + sorted(STATIC.glob("*.css")):
+    for path in scripts_of_elements().values():
         app.config.html_static_path.append(str(plain_script(app, path)))
-        if path.suffix == ".js":
+    for path in sorted(STATIC.glob("*.css")):
+        app.config.html_static_path.append(str(path))
+        app.add_css_file(path.name)
+
+
+def load_elements(app, page, template, context, doctree):
+    """Load the script of an element on the pages that hold it."""
+    for element, path in scripts_of_elements().items():
+        if re.search(rf"<{element}[ >]", context.get("body", "")):
             app.add_js_file(path.name, loading_method="defer")
-        else:
-            app.add_css_file(path.name)
+
+
+def write_model(app, error):
+    """Write the trained model, if a page runs it; for `file://`, as a script.
+
+    A page asks for one of the two when its reader does.
+    """
+    if error or app.builder.format != "html":
+        return
+    pages = Path(app.outdir).rglob("*.html")
+    if not any(f"<{PANEL}" in page.read_text("utf-8") for page in pages):
+        return
+    path = Path(app.outdir) / "_static" / f"{MODEL}.gpt2"
+    script = path.with_name(f"{path.name}.js")
+    sources = [STATIC.parent / "web.py", *(STATIC / MODEL).iterdir()]
+    written = script.stat().st_mtime if script.exists() else 0
+    if written > max(source.stat().st_mtime for source in sources):
+        return
+    from gpt2lib.language_model import GPT2LMHeadModel  # brings torch: rarely needed
+    from gpt2lib.tokenizer import load_tokenizer
+    from gpt2lib.web import export
+
+    export(GPT2LMHeadModel.from_pretrained(MODEL), load_tokenizer(MODEL), path)
+    numbers = b64encode(path.read_bytes()).decode()
+    files = "(globalThis.gpt2Files ??= {})"
+    script.write_text(f'{files}["{path.name}"] = "{numbers}";\n', "utf-8")
 
 
 def setup(app):
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it
     app.connect("builder-inited", add_files)
+    app.connect("html-page-context", load_elements)
     app.connect("html-page-context", flatten_buttons, priority=900)
+    app.connect("build-finished", write_model)
     app.connect("build-finished", mend_pages, priority=900)
