@@ -11,6 +11,7 @@ import json
 import math
 import struct
 import zlib
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,8 @@ def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 # %% ../notebooks/phase6_go_deeper.ipynb #web-numbers
 _NUMPY = {"float32": "<f4", "float16": "<f2", "int8": "i1"}
+_SMALLEST = np.finfo(np.float32).tiny
+_LARGEST = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
 
 
 def _to_bytes(name, tensor, dtype):
@@ -62,7 +65,8 @@ def _to_bytes(name, tensor, dtype):
         return numbers.astype("<f4").tobytes()
     if dtype == "int8":
         scales = np.abs(numbers).max(axis=1, keepdims=True) / np.float32(127)
-        whole = np.rint(numbers / np.where(scales > 0, scales, 1))  # zeros stay zeros
+        scales = scales.clip(_SMALLEST, _LARGEST)  # zeros stay zeros
+        whole = np.rint(numbers / scales)
         return scales.astype("<f4").tobytes() + whole.astype("i1").tobytes()
     with np.errstate(over="ignore"):
         rounded = numbers.astype(_NUMPY[dtype])
@@ -134,14 +138,16 @@ def export(
     `dtype` of the matrices: "int8" (a byte each, with one scale for each row),
     "float16" or "float32". `name` is what the page calls the model (default: the file's
     name). An older file is replaced once the new one is whole. Raises `ValueError` for
-    another dtype, a tokenizer of another size and weights that are not finite,
-    `TypeError` for another kind of model or tokenizer.
+    another dtype, a tokenizer of another size, weights that are not finite and a head
+    with a weight of its own, `TypeError` for another kind of model or tokenizer.
     """
     if not isinstance(model, GPT2LMHeadModel):
         kind = type(model).__name__
         raise TypeError(f"model must be a GPT2LMHeadModel, got {kind}")
     if dtype not in _NUMPY:
         raise ValueError(f"dtype must be one of {', '.join(_NUMPY)}, got {dtype!r}")
+    if not torch.equal(model.lm_head.weight, model.token_embedding.weight):
+        raise ValueError("model: its lm_head must share the token embedding's weight")
     path = Path(path)
     header = _header(
         model, tokenizer, dtype, (path.stem if name is None else name)[:200]
@@ -157,6 +163,21 @@ def export(
     return path
 
 # %% ../notebooks/phase6_go_deeper.ipynb #web-read
+_MOST_BYTES = 1000  # of a token; the longest of GPT-2's has 128
+
+
+def _check_merges(merges):
+    """Return `merges` as pairs, each of earlier tokens, none of them endless."""
+    lengths, pairs = [1] * 256, [tuple(map(index, pair)) for pair in merges]
+    for left, right in pairs:
+        if min(left, right) < 0:
+            raise ValueError("a merge of no token")
+        lengths.append(lengths[left] + lengths[right])
+        if lengths[-1] > _MOST_BYTES:
+            raise ValueError(f"a token of more than {_MOST_BYTES} bytes")
+    return pairs
+
+
 def _parse_header(data):
     """Return precision, configuration and tokenizer, as a file's header states them."""
     header = json.loads(data)
@@ -164,7 +185,7 @@ def _parse_header(data):
     if stated["kind"] == "characters":
         tokenizer = CharTokenizer(stated["characters"])
     else:
-        tokenizer = BPETokenizer(map(tuple, stated["merges"]))
+        tokenizer = BPETokenizer(_check_merges(stated["merges"]))
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError("the tokenizer does not have the model's tokens")
     if header["precision"] not in _NUMPY:
@@ -203,6 +224,8 @@ def read(path) -> tuple[GPT2LMHeadModel, CharTokenizer | BPETokenizer]:
     for name, shape in tensor_shapes(config).items():
         end = at + _n_bytes(shape, dtype)
         tensors[name], at = _from_bytes(data[at:end], shape, dtype), end
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{path}: {name} holds what is no number")
     tensors["lm_head.weight"] = tensors["token_embedding.weight"]
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)  # shapes only

@@ -416,7 +416,12 @@ const STYLE = `
   .whole td, .whole th { padding-inline-end: 0.6rem; font-size: 0.8rem; }
   .whole thead th { vertical-align: bottom; }
   .whole bdi { max-inline-size: 5rem; }
-  summary { inline-size: fit-content; margin-block-start: 0.4rem; cursor: pointer; }
+  summary {
+    inline-size: fit-content;
+    min-block-size: 1.5rem;
+    margin-block-start: 0.4rem;
+    cursor: pointer;
+  }
   table + button { margin-block-start: 0.3rem; }
   .sums, .rows { margin-block-start: 0.6rem; }
   .nexts {
@@ -828,7 +833,7 @@ const makeHeads = (choose) => {
   const update = ({ text, sort, ink, chosen, pinned, ablated }) => {
     let arranged = false;
     if (isNew("size", text.L, text.H)) build(text);
-    if (isNew("order", sort, sort === "layer" || text)) {
+    if (isNew("order", radios, sort, sort === "layer" || text)) {
       box.replaceChildren(...arrange(text, sort));
       arranged = true;
     }

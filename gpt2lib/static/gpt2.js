@@ -1,38 +1,47 @@
-// GPT-2 in JavaScript, by hand: what the page runs. It follows gpt2lib part by part, with
-// Python's names, in the book's order. There is one text, so B is left out: a tensor
-// (T, C) is a Float32Array of T rows of C numbers, one row after the other.
+// GPT-2 in JavaScript, by hand: what the page runs. It follows gpt2lib part by part,
+// with Python's names, in the book's order. There is one text, so B is left out: a
+// tensor (T, C) is a Float32Array of T rows of C numbers, one row after the other.
 
-// Phase 0: sizes -----------------------------------------------------------------------
+// Phase 0: sizes ------------------------------------------------------------------
+
+// A value as an error may quote it, whatever a file holds.
+const quote = (value) => String(JSON.stringify(value)).slice(0, 40);
 
 export class GPT2Config {
   constructor({ n_layer, n_head, n_embd, vocab_size, block_size, position }) {
     const sizes = { n_layer, n_head, n_embd, vocab_size, block_size };
     for (const [name, value] of Object.entries(sizes)) {
       if (!Number.isInteger(value) || value < 1) {
-        throw new Error(`${name} must be an integer of at least 1, got ${value}`);
+        throw new Error(
+          `${name} must be an integer of at least 1, got ${quote(value)}`,
+        );
       }
     }
     if (n_embd % n_head !== 0) {
-      throw new Error(`n_embd must be a multiple of n_head, got ${n_embd} and ${n_head}`);
+      throw new Error(
+        `n_embd must be a multiple of n_head, got ${n_embd} and ${n_head}`,
+      );
     }
     if (position !== "learned" && position !== "rotary") {
-      throw new Error(`position must be "learned" or "rotary", got ${position}`);
+      throw new Error(`position must be "learned" or "rotary", got ${quote(position)}`);
     }
     if (position === "rotary" && (n_embd / n_head) % 2 !== 0) {
-      throw new Error(`rotary positions need an even n_embd / n_head, got ${n_embd / n_head}`);
+      throw new Error(
+        `rotary positions need an even n_embd / n_head, got ${n_embd / n_head}`,
+      );
     }
     Object.assign(this, sizes, { position, head_dim: n_embd / n_head });
   }
 }
 
-// Phase 1: the parts of a block --------------------------------------------------------
+// Phase 1: the parts of a block ---------------------------------------------------
 
 // What has been computed since the page set it to 0.
 export const work = { multiply_adds: 0 };
 
-// y[to + r] += row r of a matrix times x[from ...], for all its rows of n numbers, which
-// begin `stride` apart. Four rows at a time: each number of x is then fetched once for
-// four products, which takes less than half the time.
+// y[to + r] += row r of a matrix times x[from ...], for all its rows of n numbers,
+// which begin `stride` apart. Four rows at a time: each number of x is then fetched
+// once for four products, which takes less than half the time.
 const multiply = (matrix, begin, stride, n_rows, n, x, from, y, to) => {
   let r = 0;
   for (; r + 4 <= n_rows; r += 4) {
@@ -78,7 +87,10 @@ const add_rows = (matrix, begin, stride, n_rows, n, x, y, to) => {
     const x3 = x[r + 3];
     for (let i = 0; i < n; i += 1) {
       y[to + i] +=
-        x0 * matrix[row0 + i] + x1 * matrix[row1 + i] + x2 * matrix[row2 + i] + x3 * matrix[row3 + i];
+        x0 * matrix[row0 + i] +
+        x1 * matrix[row1 + i] +
+        x2 * matrix[row2 + i] +
+        x3 * matrix[row3 + i];
     }
   }
   for (; r < n_rows; r += 1) {
@@ -142,10 +154,15 @@ const softmax = (scores, n) => {
   for (let j = 0; j < n; j += 1) scores[j] /= total;
 };
 
-// q: (T, C), the last T of the S positions of k and v, (S, C) each. Returns (T, C). In a
-// row, the D numbers of head 0 come first, then those of head 1. `weights`, if given,
+// q: (T, C), the last T of the S positions of k and v, (S, C) each. Returns (T, C). In
+// a row, the D numbers of head 0 come first, then those of head 1. `weights`, if given,
 // takes what each position reads: (H, T, S).
-export const causal_attention = (q, k, v, { n_head, n_embd, window, weights = null }) => {
+export const causal_attention = (
+  q,
+  k,
+  v,
+  { n_head, n_embd, window, weights = null },
+) => {
   const [T, S] = [q.length / n_embd, k.length / n_embd];
   const D = n_embd / n_head;
   const scores = new Float32Array(S);
@@ -171,13 +188,14 @@ export const causal_attention = (q, k, v, { n_head, n_embd, window, weights = nu
 export class MultiHeadSelfAttention {
   constructor(config, { qkv, proj }) {
     this.config = config;
-    this.rotary = config.position === "rotary" ? new RotaryEmbedding(config.head_dim) : null;
+    this.rotary =
+      config.position === "rotary" ? new RotaryEmbedding(config.head_dim) : null;
     this.window = this.rotary ? config.block_size : Infinity;
     this.qkv = qkv; // Linear, C -> 3C
     this.proj = proj; // Linear, C -> C
   }
 
-  // x: (T, C) -> (T, C). `off` names heads that gather nothing; `found` takes q, k and v.
+  // x: (T, C) -> (T, C). `off` names heads that gather nothing; `found` takes q, k, v.
   forward(x, { cache = null, off = [], found = null } = {}) {
     const { n_head, n_embd, head_dim } = this.config;
     const [q, k, v] = columns(this.qkv.forward(x, n_embd), 3, n_embd); // (T, C) each
@@ -188,7 +206,7 @@ export class MultiHeadSelfAttention {
     }
     if (found) Object.assign(found, { q, k, v });
     const options = { n_head, n_embd, window: this.window };
-    const y = cache ? cache.attend(q, k, v) : causal_attention(q, k, v, options); // (T, C)
+    const y = cache ? cache.attend(q, k, v) : causal_attention(q, k, v, options);
     for (const head of off) {
       for (let start = head * head_dim; start < y.length; start += n_embd) {
         y.fill(0, start, start + head_dim);
@@ -253,8 +271,8 @@ export class GPT2Model {
     this.norm = norm;
   }
 
-  // `off`: pairs [layer, head] that gather nothing. `found`, an array, takes for each layer
-  // q, k, v and the stream before it, resid_pre, and after it, resid_post.
+  // `off`: pairs [layer, head] that gather nothing. `found`, an array, takes for each
+  // layer q, k, v and the stream before it, resid_pre, and after it, resid_post.
   forward(x, { cache = null, off = [], found = null } = {}) {
     this.blocks.forEach((block, layer) => {
       const seen = found ? { resid_pre: x } : null;
@@ -271,7 +289,7 @@ export class GPT2Model {
   }
 }
 
-// Phase 2: text to ids -----------------------------------------------------------------
+// Phase 2: text to ids ------------------------------------------------------------
 
 export class CharTokenizer {
   constructor(characters) {
@@ -303,9 +321,13 @@ export class CharTokenizer {
   }
 }
 
-// The bytes in the order of GPT-2's first 256 tokens: those that can be seen come first.
+// The bytes in the order of GPT-2's first 256 tokens: those that can be seen, first.
 const byte_alphabet = () => {
-  const ranges = [["!", "~"], ["¡", "¬"], ["®", "ÿ"]];
+  const ranges = [
+    ["!", "~"],
+    ["¡", "¬"],
+    ["®", "ÿ"],
+  ];
   const visible = ranges.flatMap(([first, last]) => {
     const [start, end] = [first.charCodeAt(0), last.charCodeAt(0)];
     return Array.from({ length: end - start + 1 }, (_, i) => start + i);
@@ -322,6 +344,7 @@ const SPLIT = new RegExp(
   "gu",
 );
 const END_OF_TEXT = "<|endoftext|>";
+const AS_IT_IS = { ignoreBOM: true }; // a byte order mark at the start stays, too
 
 // Merge neighbours by rank, lowest first, until no merge is left.
 const apply_merges = (ids, merges) => {
@@ -353,6 +376,9 @@ export class BPETokenizer {
       this.tokens.push([...this.tokens[left], ...this.tokens[right]]);
     }
     this.tokens.push([...new TextEncoder().encode(END_OF_TEXT)]);
+    if (new Set(this.tokens.map(String)).size < this.tokens.length) {
+      throw new Error("merges make the same token twice");
+    }
     this.vocab_size = this.tokens.length;
   }
 
@@ -365,12 +391,13 @@ export class BPETokenizer {
   }
 
   decode(ids) {
-    return new TextDecoder().decode(Uint8Array.from(ids.flatMap((i) => this.tokens[i])));
+    const bytes = Uint8Array.from(ids.flatMap((i) => this.tokens[i]));
+    return new TextDecoder("utf-8", AS_IT_IS).decode(bytes);
   }
 
   // Decodes id after id, and holds back half a character.
   decoder() {
-    const decoder = new TextDecoder();
+    const decoder = new TextDecoder("utf-8", AS_IT_IS);
     return (i) => decoder.decode(Uint8Array.from(this.tokens[i]), { stream: true });
   }
 }
@@ -382,7 +409,7 @@ const embedding = (table, indices, C) => {
   return x;
 };
 
-// Phase 3: ids to logits ---------------------------------------------------------------
+// Phase 3: ids to logits ----------------------------------------------------------
 
 export class GPT2LMHeadModel {
   constructor(config, { token_embedding, position_embedding, transformer }) {
@@ -393,15 +420,17 @@ export class GPT2LMHeadModel {
     this.lm_head = new Linear(token_embedding); // one weight for both
   }
 
-  // tokens: (T,) -> logits (T, V), or (1, V) of the last position alone. Positions go on
-  // at cache.length where there is a cache.
+  // tokens: (T,) -> logits (T, V), or (1, V) of the last position alone. Positions go
+  // on at cache.length where there is a cache.
   forward(tokens, { cache = null, last_only = false, off = [], found = null } = {}) {
     const { n_embd, position, block_size } = this.config;
     const start = cache ? cache.length : 0;
     let x = embedding(this.token_embedding, tokens, n_embd); // (T, C)
     if (position === "learned") {
       if (start + tokens.length > block_size) {
-        throw new Error(`there are ${block_size} positions, got ${start + tokens.length}`);
+        throw new Error(
+          `there are ${block_size} positions, got ${start + tokens.length}`,
+        );
       }
       const positions = tokens.map((_, t) => start + t); // (T,)
       x = add(x, embedding(this.position_embedding, positions, n_embd)); // (T, C)
@@ -412,11 +441,13 @@ export class GPT2LMHeadModel {
   }
 }
 
-// Phase 4: logits to text --------------------------------------------------------------
+// Phase 4: logits to text ---------------------------------------------------------
 
 // Ids by falling number; among equals the earlier comes first.
 const by_size = (numbers) =>
-  Uint32Array.from(numbers, (_, i) => i).sort((a, b) => numbers[b] - numbers[a] || a - b);
+  Uint32Array.from(numbers, (_, i) => i).sort(
+    (a, b) => numbers[b] - numbers[a] || a - b,
+  );
 
 export const keep_top_k = (logits, top_k) => {
   const kept = new Float64Array(logits.length).fill(-Infinity); // (V,)
@@ -444,7 +475,10 @@ export const keep_nucleus = (logits, top_p) => {
 };
 
 // Divides by the temperature, keeps the top_k largest, then the nucleus of those.
-export const next_token_probabilities = (logits, { temperature = 1, top_k, top_p } = {}) => {
+export const next_token_probabilities = (
+  logits,
+  { temperature = 1, top_k, top_p } = {},
+) => {
   let rest = top_k ? keep_top_k(logits, top_k) : Float64Array.from(logits);
   const largest = rest.reduce((a, b) => Math.max(a, b), -Infinity);
   rest = rest.map((logit) => (logit - largest) / temperature); // (V,)
@@ -467,7 +501,11 @@ export const next_logits = (model, text, cache, options = {}) => {
     [text, cache] = [text.slice(-block_size), null];
   }
   const start = cache ? cache.length : 0;
-  const logits = model.forward(text.slice(start), { ...options, cache, last_only: true }); // (V,)
+  const logits = model.forward(text.slice(start), {
+    ...options,
+    cache,
+    last_only: true,
+  }); // (V,)
   if (!logits.every(Number.isFinite)) {
     throw new Error("the model's logits are not numbers: are its weights damaged?");
   }
@@ -475,7 +513,13 @@ export const next_logits = (model, text, cache, options = {}) => {
 };
 
 export function* generate_stream(model, tokens, max_new_tokens, options = {}) {
-  const { greedy = false, use_cache = true, random = Math.random, off = [], ...knobs } = options;
+  const {
+    greedy = false,
+    use_cache = true,
+    random = Math.random,
+    off = [],
+    ...knobs
+  } = options;
   const cache = use_cache ? new KVCache(model.config) : null;
   const text = [...tokens];
   for (let n = 0; n < max_new_tokens; n += 1) {
@@ -488,7 +532,7 @@ export function* generate_stream(model, tokens, max_new_tokens, options = {}) {
   }
 }
 
-// Phase 5: looking inside --------------------------------------------------------------
+// Phase 5: looking inside ---------------------------------------------------------
 
 // What the model would predict after each layer, from the last position's stream: the
 // logits after the embedding, then after each block.
@@ -528,10 +572,13 @@ export const head_scores = (weights, tokens) => {
   const mean = (numbers) =>
     numbers.length ? numbers.reduce((a, b) => a + b, 0) / numbers.length : null;
   const rows = tokens.map((_, i) => weights.subarray(i * T, (i + 1) * T));
-  const entropy = (row) => row.reduce((sum, p) => (p > 0 ? sum - p * Math.log(p) : sum), 0);
+  const entropy = (row) =>
+    row.reduce((sum, p) => (p > 0 ? sum - p * Math.log(p) : sum), 0);
   // Where an induction head should look: at what followed this token before.
   const induction = rows.flatMap((row, i) => {
-    const followed = tokens.slice(0, i).map((_, j) => j > 0 && tokens[j - 1] === tokens[i]);
+    const followed = tokens
+      .slice(0, i)
+      .map((_, j) => j > 0 && tokens[j - 1] === tokens[i]);
     if (!followed.includes(true)) return [];
     return [followed.reduce((sum, isPlace, j) => (isPlace ? sum + row[j] : sum), 0)];
   });
@@ -543,7 +590,7 @@ export const head_scores = (weights, tokens) => {
   };
 };
 
-// Phase 6: rotary positions, the cache -------------------------------------------------
+// Phase 6: rotary positions, the cache --------------------------------------------
 
 export class RotaryEmbedding {
   constructor(head_dim, base = 10000) {
@@ -552,8 +599,8 @@ export class RotaryEmbedding {
     this.rates = Float64Array.from({ length: half }, (_, i) => base ** (-i / half));
   }
 
-  // x: (T, H * D), from position `start` on, turned in place: in each head, feature i and
-  // feature i + D/2 are a pair.
+  // x: (T, H * D), from position `start` on, turned in place: in each head, feature i
+  // and feature i + D/2 are a pair.
   turn(x, start, n_head) {
     const [D, half] = [this.head_dim, this.head_dim / 2];
     const T = x.length / (n_head * D);
@@ -604,7 +651,10 @@ export class LayerCache {
     this.values.set(v, slot * n_embd);
     const oldest = Math.max(0, slot + 1 - block_size); // of what the first of q reads
     const [start, end] = [oldest * n_embd, (slot + T) * n_embd];
-    const [keys, values] = [this.keys.subarray(start, end), this.values.subarray(start, end)];
+    const [keys, values] = [
+      this.keys.subarray(start, end),
+      this.values.subarray(start, end),
+    ];
     return causal_attention(q, keys, values, { n_head, n_embd, window: block_size });
   }
 }
@@ -629,16 +679,20 @@ export class KVCache {
   // Whether all that position `length` would read is still there.
   holds(length) {
     const { block_size } = this.config;
-    return length <= this.length && this.layers[0].first <= Math.max(0, length + 1 - block_size);
+    return (
+      length <= this.length &&
+      this.layers[0].first <= Math.max(0, length + 1 - block_size)
+    );
   }
 }
 
-// A model's file, as gpt2lib/web.py writes it -------------------------------------------
+// A model's file, as gpt2lib/web.py writes it -------------------------------------
 
 const MAGIC = "GPT2PAGE";
 const VERSION = 1;
 const MOST_HEADER = 16 * 2 ** 20; // bytes
 const MOST_PARAMETERS = 200e6; // in memory each takes 4 bytes
+const MOST_BYTES = 1000; // of a token; the longest of GPT-2's has 128
 const BYTES = { float32: 4, float16: 2, int8: 1 };
 
 // Name and shape of every tensor, in the order of the file.
@@ -670,11 +724,13 @@ const tensor_shapes = ({ n_layer, n_embd: C, vocab_size, block_size, position })
 const crc32 = (bytes) => {
   const table = Uint32Array.from({ length: 256 }, (_, byte) => {
     let rest = byte;
-    for (let bit = 0; bit < 8; bit += 1) rest = rest & 1 ? (rest >>> 1) ^ 0xedb88320 : rest >>> 1;
+    for (let bit = 0; bit < 8; bit += 1)
+      rest = rest & 1 ? (rest >>> 1) ^ 0xedb88320 : rest >>> 1;
     return rest;
   });
   let sum = 0xffffffff;
-  for (let i = 0; i < bytes.length; i += 1) sum = table[(sum ^ bytes[i]) & 255] ^ (sum >>> 8);
+  for (let i = 0; i < bytes.length; i += 1)
+    sum = table[(sum ^ bytes[i]) & 255] ^ (sum >>> 8);
   return (sum ^ 0xffffffff) >>> 0;
 };
 
@@ -721,44 +777,68 @@ const make_reader = (buffer, start, precision) => {
 const is_object = (value) =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
+// Each merge is a pair of earlier tokens. Their lengths are added up beforehand: with a
+// few dozen merges a token could be made longer than any memory.
+const check_merges = (merges) => {
+  const lengths = Array(256).fill(1); // bytes
+  merges.forEach((pair, n) => {
+    const is_earlier = (i) => Number.isInteger(i) && i >= 0 && i < 256 + n;
+    if (!Array.isArray(pair) || pair.length !== 2 || !pair.every(is_earlier)) {
+      throw new Error(`merge ${n} must be a pair of earlier tokens`);
+    }
+    lengths.push(lengths[pair[0]] + lengths[pair[1]]);
+    if (lengths.at(-1) > MOST_BYTES) {
+      throw new Error(`merge ${n} makes a token of more than ${MOST_BYTES} bytes`);
+    }
+  });
+};
+
 const make_tokenizer = (stated, vocab_size) => {
   const { kind, characters, merges } = is_object(stated) ? stated : {};
   let tokenizer;
   if (kind === "characters" && typeof characters === "string") {
     tokenizer = new CharTokenizer(characters);
   } else if (kind === "bytes" && Array.isArray(merges)) {
-    merges.forEach((pair, n) => {
-      const isPair = Array.isArray(pair) && pair.length === 2;
-      if (!isPair || !pair.every((i) => Number.isInteger(i) && i >= 0 && i < 256 + n)) {
-        throw new Error(`merge ${n} must be a pair of earlier tokens`);
-      }
-    });
+    check_merges(merges);
     tokenizer = new BPETokenizer(merges);
   } else {
     throw new Error('tokenizer must be of the kind "characters" or "bytes"');
   }
   if (tokenizer.vocab_size !== vocab_size) {
-    throw new Error(`the tokenizer has ${tokenizer.vocab_size} tokens, the model ${vocab_size}`);
+    const found = `${tokenizer.vocab_size} tokens, the model ${vocab_size}`;
+    throw new Error(`the tokenizer has ${found}`);
   }
   return tokenizer;
 };
 
 const parse_header = (bytes) => {
   const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  const { name, precision, config, tokenizer } = JSON.parse(text);
-  if (typeof name !== "string" || name.length > 200) throw new Error("name must be a short text");
-  if (!Object.hasOwn(BYTES, precision)) {
+  const header = JSON.parse(text);
+  if (!is_object(header)) throw new Error("it must be an object");
+  const { name, precision, config, tokenizer } = header;
+  if (typeof name !== "string" || [...name].length > 200) {
+    throw new Error("name must be a text of at most 200 characters");
+  }
+  if (typeof precision !== "string" || !Object.hasOwn(BYTES, precision)) {
     throw new Error(`precision must be one of ${Object.keys(BYTES).join(", ")}`);
   }
   if (!is_object(config)) throw new Error("config is missing");
   const { vocab_size, n_layer, n_embd, block_size } = config;
   const sizes = new GPT2Config(config);
   const roughly = (vocab_size + block_size + 12 * n_layer * n_embd) * n_embd;
-  if (n_layer > 1000 || !(roughly <= MOST_PARAMETERS)) {
-    const limit = `${MOST_PARAMETERS / 1e6} million parameters`;
-    throw new Error(`the model is larger than a page bears, ${limit}`);
+  const cache = 4 * n_layer * block_size * n_embd; // numbers
+  if (n_layer > 1000 || !(Math.max(roughly, cache / 2) <= MOST_PARAMETERS)) {
+    const limit = `${MOST_PARAMETERS / 1e6} million numbers`;
+    throw new Error(
+      `the model or its block_size is larger than a page bears, ${limit}`,
+    );
   }
-  return { name, precision, config: sizes, tokenizer: make_tokenizer(tokenizer, vocab_size) };
+  return {
+    name,
+    precision,
+    config: sizes,
+    tokenizer: make_tokenizer(tokenizer, vocab_size),
+  };
 };
 
 const count = (n) => n.toLocaleString("en");
@@ -773,7 +853,9 @@ const check_file = (buffer) => {
   const version = view.getUint32(8, true);
   if (version !== VERSION) {
     const advice = "write it again with the gpt2lib of this book";
-    throw new Error(`The file is of version ${version}, this page reads ${VERSION}: ${advice}.`);
+    throw new Error(
+      `The file is of version ${version}, this page reads ${VERSION}: ${advice}.`,
+    );
   }
   const end = 16 + view.getUint32(12, true);
   if (end - 16 > MOST_HEADER) throw new Error("The file's header is too long.");
@@ -803,8 +885,10 @@ const check_file = (buffer) => {
 };
 
 const build = (config, tensors) => {
-  const linear = (name) => new Linear(tensors[`${name}.weight`], tensors[`${name}.bias`]);
-  const norm = (name) => new LayerNorm(tensors[`${name}.weight`], tensors[`${name}.bias`]);
+  const linear = (name) =>
+    new Linear(tensors[`${name}.weight`], tensors[`${name}.bias`]);
+  const norm = (name) =>
+    new LayerNorm(tensors[`${name}.weight`], tensors[`${name}.bias`]);
   const blocks = Array.from({ length: config.n_layer }, (_, i) => {
     const block = `transformer.blocks.${i}`;
     const [attention, feedforward] = [`${block}.attention`, `${block}.feedforward`];
@@ -828,8 +912,8 @@ const build = (config, tensors) => {
   });
 };
 
-// Checks the whole file before anything of it is used. Throws an error that says what is
-// wrong; a file holds numbers and names only, and nothing in it is ever run.
+// Checks the whole file before anything of it is used. Throws an error that says what
+// is wrong; a file holds numbers and names only, and nothing in it is ever run.
 export const read = (buffer) => {
   const { name, precision, config, tokenizer, shapes, start } = check_file(buffer);
   const next_tensor = make_reader(buffer, start, precision);
@@ -837,8 +921,9 @@ export const read = (buffer) => {
   let parameters = 0;
   for (const [tensor, ...shape] of shapes) {
     const numbers = next_tensor(...shape);
-    const total = numbers.reduce((a, b) => a + b, 0); // no number, if one of them is none
-    if (!Number.isFinite(total)) throw new Error(`The file's ${tensor} holds no numbers.`);
+    const total = numbers.reduce((a, b) => a + b, 0); // no number, if one is none
+    if (!Number.isFinite(total))
+      throw new Error(`The file's ${tensor} holds no numbers.`);
     tensors[tensor] = numbers;
     parameters += numbers.length;
   }

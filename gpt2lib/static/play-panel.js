@@ -596,7 +596,7 @@ const COUNTS = {
   positions: "positions computed",
   multiplyAdds: "multiply-adds",
   milliseconds: "milliseconds",
-  speed: "of them a second",
+  speed: "multiply-adds a second",
   tokens: "tokens a second",
 };
 
@@ -947,7 +947,9 @@ function render({ model, el }) {
     waking ??= load(source).catch(({ message }) => {
       sleep();
       const words = `The model could not be loaded: ${message}. Touch the panel to try again.`;
-      warn(aboutModel, message === FORBIDDEN ? FORBIDDEN : words);
+      const isForbidden = message === FORBIDDEN;
+      if (!isForbidden) downloads.delete(state.address); // what came may be damaged
+      warn(aboutModel, isForbidden ? FORBIDDEN : words);
       return false;
     });
     return waking;
@@ -1073,6 +1075,7 @@ function render({ model, el }) {
     addText(piece);
     showLength(tokens);
     if (distribution) next.update(distribution, text.value);
+    if (!work.positions) return; // all that was done is counted already
     counts.update(work, job.useCache, added || 1, job.isStream ? job.rate(added) : 0);
   };
   // The text's end stays in sight if it was, and the caret at the end if it was.

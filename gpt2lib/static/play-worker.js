@@ -5,6 +5,7 @@
 import { BPETokenizer, KVCache, attention_weights, draw, head_scores, logit_lens, next_logits, next_token_probabilities, read, work } from "./gpt2.js";
 
 const SLICE = 16; // positions that are computed without a look at new messages
+const SPARE = 128; // tokens at the end of a long text that can be edited at little cost
 const PATIENCE = 8; // milliseconds without such a look
 const FRAME = 33; // milliseconds between two reports of a text that grows
 const ROWS = 12; // tokens of a distribution that the page shows
@@ -12,9 +13,9 @@ const MOST = 64; // tokens whose attention the page shows: the last ones of a lo
 
 let opened = null; // model, tokenizer and what the page may know of them
 let memories = new Map(); // heads switched off -> what was read without them
-let last = null; // the distribution that stands: its logits, and those with all heads
+let last = null; // the distribution that stands: its logits, and those with all heads on
 let current = 0; // the newest question
-let growing = null; // the knobs of the text that is being written
+let growing = null; // the text that is being written: its knobs
 
 const answer = (id, kind, more = {}) => postMessage({ id, kind, ...more });
 
@@ -111,7 +112,7 @@ class Memory {
       cache.length = kept;
     } else {
       cache.length = 0;
-      this.start = Math.max(0, ids.length - reach);
+      this.start = Math.max(0, ids.length - reach - SPARE);
     }
     this.ids = ids;
     return this.start ? ids.slice(this.start) : ids;
@@ -166,15 +167,14 @@ const largest = (numbers, n) => {
   return found;
 };
 
-const distribution = (knobs) => {
-  const { tokenizer } = opened;
-  const before = next_token_probabilities(last.logits);
-  const after = next_token_probabilities(last.logits, knobs);
-  const whole = last.whole && next_token_probabilities(last.whole);
+const distribution = (knobs, { logits, all_on, tokenizer } = last) => {
+  const before = next_token_probabilities(logits);
+  const after = next_token_probabilities(logits, knobs);
+  const whole = all_on && next_token_probabilities(all_on);
   const height = whole ? before.map((p, i) => Math.max(p, whole[i])) : before;
   const rows = largest(height, ROWS).map((i) => ({
     id: i,
-    name: name_of(i),
+    name: readable(tokenizer.decode([i])),
     piece: tokenizer.decode([i]),
     before: before[i],
     after: after[i] > 0 ? after[i] : null,
@@ -292,8 +292,13 @@ const attention_of = async (ids, off, task) => {
 
 // Questions ------------------------------------------------------------------------------
 
-const ids_of = (text) => {
+const ids_of = ({ text, off }) => {
   if (!opened) throw new Error("There is no model yet.");
+  const { n_layer, n_head } = opened.model.config;
+  const is_index = (i, n) => Number.isInteger(i) && i >= 0 && i < n;
+  if (!off.every(([layer, head]) => is_index(layer, n_layer) && is_index(head, n_head))) {
+    throw new Error("The model has no such head to switch off.");
+  }
   const ids = opened.tokenizer.encode(text);
   if (!ids.length) throw new Error("There is no text yet: the model continues one.");
   return ids;
@@ -320,16 +325,16 @@ const look = async (ids, asked, task, options) => {
   const logits = await logits_after(ids, asked, task, options);
   const done = task.take_work();
   const all = { ...asked, off: [] };
-  const whole = asked.off.length ? await logits_after(ids, all, task) : null;
+  const all_on = asked.off.length ? await logits_after(ids, all, task) : null;
   task.take_work();
-  last = { logits, whole };
+  last = { logits, all_on, tokenizer: opened.tokenizer };
   return done;
 };
 
 const read_text = async (asked) => {
-  const { id, text, off, knobs, lens, attention } = asked;
+  const { id, off, knobs, lens, attention } = asked;
   const task = new Task(id);
-  const ids = ids_of(text);
+  const ids = ids_of(asked);
   const start = performance.now();
   const tell = (done, of) => {
     if (performance.now() - start > 100) answer(id, "reading", { done, of });
@@ -349,23 +354,28 @@ const read_text = async (asked) => {
 // Numbers from 0 to 1 that a seed repeats, by the rule of Park and Miller (1988).
 const random_from = (seed) => {
   let state = 1 + (Math.abs(Math.trunc(seed)) % 2147483645);
-  return () => {
+  const random = () => {
     state = (state * 48271) % 2147483647;
     return state / 2147483647;
   };
+  for (let n = 0; n < 3; n += 1) random(); // the first numbers of a small seed are small
+  return random;
 };
 
 const generate = async (asked) => {
-  const { id, text, count, greedy, seed } = asked;
+  const { id, count, greedy, seed } = asked;
   const task = new Task(id);
-  const ids = ids_of(text);
+  const ids = ids_of(asked);
   const random = seed === null || seed === undefined ? Math.random : random_from(seed);
   const decode = opened.tokenizer.decoder();
   const total = { positions: 0, multiplyAdds: 0, milliseconds: 0 };
-  let [piece, told, next] = ["", performance.now(), null];
-  growing = asked.knobs;
+  const own = { knobs: asked.knobs };
+  let [piece, tokens, standing] = ["", 0, null]; // what stands, and is not yet reported
+  let told = performance.now();
+  growing = own;
   const report = () => {
-    answer(id, "grown", { piece, tokens: ids.length, next, work: { ...total } });
+    const next = distribution(own.knobs, standing);
+    answer(id, "grown", { piece, tokens, next, work: { ...total } });
     piece = "";
     told = performance.now();
     for (const part of Object.keys(total)) total[part] = 0;
@@ -373,21 +383,18 @@ const generate = async (asked) => {
   const read_on = async () => {
     const done = await look(ids, asked, task);
     for (const part of Object.keys(total)) total[part] += done[part];
+    [tokens, standing] = [ids.length, last];
   };
   try {
     await read_on();
-    next = distribution(growing);
     for (let n = 0; n < count; n += 1) {
-      const knobs = greedy ? { top_k: 1 } : growing;
-      const token = draw(next_token_probabilities(last.logits, knobs), random);
+      const knobs = greedy ? { top_k: 1 } : own.knobs;
+      const token = draw(next_token_probabilities(standing.logits, knobs), random);
       ids.push(token);
-      piece += decode(token);
       await read_on();
-      if (performance.now() - told < FRAME) continue;
-      next = distribution(growing);
-      report();
+      piece += decode(token);
+      if (performance.now() - told > FRAME) report();
     }
-    next = distribution(growing);
     report();
     answer(id, "done", { why: "count" });
   } catch (error) {
@@ -398,7 +405,7 @@ const generate = async (asked) => {
 };
 
 const choose = ({ id, knobs }) => {
-  growing = knobs; // of a text that is being written, too
+  if (growing) growing.knobs = knobs; // they hold for a text that is being written, too
   if (!last) throw new Error("There is no text yet: the model continues one.");
   answer(id, "chosen", { next: distribution(knobs) });
 };
