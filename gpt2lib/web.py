@@ -146,7 +146,7 @@ def export(
         raise TypeError(f"model must be a GPT2LMHeadModel, got {kind}")
     if dtype not in _NUMPY:
         raise ValueError(f"dtype must be one of {', '.join(_NUMPY)}, got {dtype!r}")
-    if not torch.equal(model.lm_head.weight, model.token_embedding.weight):
+    if model.lm_head.weight is not model.token_embedding.weight:
         raise ValueError("model: its lm_head must share the token embedding's weight")
     path = Path(path)
     header = _header(

@@ -474,11 +474,25 @@ export const keep_nucleus = (logits, top_p) => {
   return kept;
 };
 
+// null stands for no knob, as None does in Python.
+const check_knobs = (temperature, top_k, top_p) => {
+  if (!(temperature > 0 && temperature < Infinity)) {
+    throw new Error(`temperature must be a number above 0, got ${temperature}`);
+  }
+  if (top_k !== null && !(Number.isInteger(top_k) && top_k >= 1)) {
+    throw new Error(`top_k must be an integer from 1 on, got ${top_k}`);
+  }
+  if (top_p !== null && !(top_p > 0 && top_p <= 1)) {
+    throw new Error(`top_p must be in (0, 1], got ${top_p}`);
+  }
+};
+
 // Divides by the temperature, keeps the top_k largest, then the nucleus of those.
 export const next_token_probabilities = (
   logits,
-  { temperature = 1, top_k, top_p } = {},
+  { temperature = 1, top_k = null, top_p = null } = {},
 ) => {
+  check_knobs(temperature, top_k, top_p);
   let rest = top_k ? keep_top_k(logits, top_k) : Float64Array.from(logits);
   const largest = rest.reduce((a, b) => Math.max(a, b), -Infinity);
   rest = rest.map((logit) => (logit - largest) / temperature); // (V,)
