@@ -162,7 +162,7 @@ def export(
     _put(path, lambda unfinished: unfinished.write_bytes(checked))
     return path
 
-# %% ../notebooks/phase6_go_deeper.ipynb #web-read
+# %% ../notebooks/phase6_go_deeper.ipynb #web-check-file
 _MOST_BYTES = 1000  # of a token; the longest of GPT-2's has 128
 
 
@@ -211,7 +211,7 @@ def _check_file(path, data):
         raise ValueError(f"{path} has {len(data)} bytes, and not those of its sizes")
     return dtype, config, tokenizer, 16 + length
 
-
+# %% ../notebooks/phase6_go_deeper.ipynb #web-read
 def read(path) -> tuple[GPT2LMHeadModel, CharTokenizer | BPETokenizer]:
     """Return model and tokenizer from a file that `export` wrote.
 
