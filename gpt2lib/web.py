@@ -163,7 +163,7 @@ def export(
     return path
 
 # %% ../notebooks/phase6_go_deeper.ipynb #web-check-file
-_MOST_BYTES = 1000  # of a token; the longest of GPT-2's has 128
+_MOST_TOKEN_BYTES = 1000  # of a token; the longest of GPT-2's has 128
 
 
 def _check_merges(merges):
@@ -173,8 +173,8 @@ def _check_merges(merges):
         if min(left, right) < 0:
             raise ValueError("a merge of no token")
         lengths.append(lengths[left] + lengths[right])
-        if lengths[-1] > _MOST_BYTES:
-            raise ValueError(f"a token of more than {_MOST_BYTES} bytes")
+        if lengths[-1] > _MOST_TOKEN_BYTES:
+            raise ValueError(f"a token of more than {_MOST_TOKEN_BYTES} bytes")
     return pairs
 
 
@@ -201,7 +201,7 @@ def _check_file(path, data):
     if version != _VERSION:
         raise ValueError(f"{path} is of version {version}; {_VERSION} can be read")
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-        raise ValueError(f"{path} is damaged: its check sum does not fit")
+        raise ValueError(f"{path} is damaged: its checksum does not fit")
     try:
         dtype, config, tokenizer = _parse_header(data[16 : 16 + length])
     except (LookupError, TypeError, ValueError, RecursionError) as error:

@@ -356,8 +356,9 @@ const apply_merges = (ids, merges) => {
     if (lowest === Infinity) return ids;
     const merged = [];
     for (const i of ids) {
-      const isPair = merged.length && merges.get(pair_key(merged.at(-1), i)) === lowest;
-      if (isPair) merged[merged.length - 1] = lowest;
+      const is_pair =
+        merged.length && merges.get(pair_key(merged.at(-1), i)) === lowest;
+      if (is_pair) merged[merged.length - 1] = lowest;
       else merged.push(i);
     }
     ids = merged;
@@ -467,6 +468,7 @@ export const keep_nucleus = (logits, top_p) => {
   const kept = new Float64Array(logits.length).fill(-Infinity); // (V,)
   let before = 0; // what the more probable ones have
   for (const i of by_size(p)) {
+    // What falls short by rounding alone has reached it.
     if (top_p < 1 ? before >= top_p * (1 - 1e-6) : p[i] === 0) break;
     kept[i] = logits[i];
     before += p[i];
@@ -503,8 +505,11 @@ export const next_token_probabilities = (
 // An id, each as often as its probability says.
 export const draw = (probabilities, random) => {
   let left = random() * probabilities.reduce((a, b) => a + b, 0);
-  const found = probabilities.findIndex((p) => (left -= p) < 0);
-  return found < 0 ? by_size(probabilities)[0] : found; // rounding left a little
+  for (let i = 0; i < probabilities.length; i += 1) {
+    left -= probabilities[i];
+    if (left < 0) return i;
+  }
+  return by_size(probabilities)[0]; // rounding left a little
 };
 
 // The logits of what follows `text`, however long it is. Past the window, learned
@@ -706,7 +711,8 @@ const MAGIC = "GPT2PAGE";
 const VERSION = 1;
 const MOST_HEADER = 16 * 2 ** 20; // bytes
 const MOST_PARAMETERS = 200e6; // in memory each takes 4 bytes
-const MOST_BYTES = 1000; // of a token; the longest of GPT-2's has 128
+const MOST_CACHED = 400e6; // numbers of keys and values
+const MOST_TOKEN_BYTES = 1000; // of a token; the longest of GPT-2's has 128
 const BYTES = { float32: 4, float16: 2, int8: 1 };
 
 // Name and shape of every tensor, in the order of the file.
@@ -734,7 +740,7 @@ const tensor_shapes = ({ n_layer, n_embd: C, vocab_size, block_size, position })
   ];
 };
 
-// The check sum of zip files and PNG images.
+// The checksum of zip files and PNG images.
 const crc32 = (bytes) => {
   const table = Uint32Array.from({ length: 256 }, (_, byte) => {
     let rest = byte;
@@ -769,9 +775,9 @@ const make_reader = (buffer, start, precision) => {
     at = end;
     return numbers;
   };
-  return (rows, row) => {
-    if (row === undefined) return take(Float32Array, rows);
-    const n = rows * row;
+  return (n_rows, width) => {
+    if (width === undefined) return take(Float32Array, n_rows);
+    const n = n_rows * width;
     if (precision === "float32") return take(Float32Array, n);
     const numbers = new Float32Array(n);
     if (precision === "float16") {
@@ -779,10 +785,10 @@ const make_reader = (buffer, start, precision) => {
       for (let i = 0; i < n; i += 1) numbers[i] = half[bits[i]];
       return numbers;
     }
-    const scales = take(Float32Array, rows);
+    const scales = take(Float32Array, n_rows);
     const whole = take(Int8Array, n);
-    for (let r = 0, i = 0; r < rows; r += 1) {
-      for (const end = i + row; i < end; i += 1) numbers[i] = whole[i] * scales[r];
+    for (let r = 0, i = 0; r < n_rows; r += 1) {
+      for (const end = i + width; i < end; i += 1) numbers[i] = whole[i] * scales[r];
     }
     return numbers;
   };
@@ -801,8 +807,10 @@ const check_merges = (merges) => {
       throw new Error(`merge ${n} must be a pair of earlier tokens`);
     }
     lengths.push(lengths[pair[0]] + lengths[pair[1]]);
-    if (lengths.at(-1) > MOST_BYTES) {
-      throw new Error(`merge ${n} makes a token of more than ${MOST_BYTES} bytes`);
+    if (lengths.at(-1) > MOST_TOKEN_BYTES) {
+      throw new Error(
+        `merge ${n} makes a token of more than ${MOST_TOKEN_BYTES} bytes`,
+      );
     }
   });
 };
@@ -840,12 +848,10 @@ const parse_header = (bytes) => {
   const { vocab_size, n_layer, n_embd, block_size } = config;
   const sizes = new GPT2Config(config);
   const roughly = (vocab_size + block_size + 12 * n_layer * n_embd) * n_embd;
-  const cache = 4 * n_layer * block_size * n_embd; // numbers
-  if (n_layer > 1000 || !(Math.max(roughly, cache / 2) <= MOST_PARAMETERS)) {
-    const limit = `${MOST_PARAMETERS / 1e6} million numbers`;
-    throw new Error(
-      `the model or its block_size is larger than a page bears, ${limit}`,
-    );
+  const cached = 4 * n_layer * block_size * n_embd;
+  if (n_layer > 1000 || roughly > MOST_PARAMETERS || cached > MOST_CACHED) {
+    const limits = `${MOST_PARAMETERS / 1e6} and ${MOST_CACHED / 1e6} million numbers`;
+    throw new Error(`weights, or block_size, are larger than a page bears: ${limits}`);
   }
   return {
     name,
@@ -857,7 +863,7 @@ const parse_header = (bytes) => {
 
 const count = (n) => n.toLocaleString("en");
 
-// What the file says of itself, once its size and its check sum are seen to be right.
+// What the file says of itself, once its size and its checksum are seen to be right.
 const check_file = (buffer) => {
   const bytes = new Uint8Array(buffer);
   const view = new DataView(buffer);
@@ -873,7 +879,7 @@ const check_file = (buffer) => {
   }
   const end = 16 + view.getUint32(12, true);
   if (end - 16 > MOST_HEADER) throw new Error("The file's header is too long.");
-  if (end > bytes.length) throw new Error(`The file ends within its header.`);
+  if (end > bytes.length) throw new Error("The file ends within its header.");
   let header;
   try {
     header = parse_header(bytes.subarray(16, end));
@@ -881,10 +887,10 @@ const check_file = (buffer) => {
     throw new Error(`The file's header cannot be used: ${error.message}.`);
   }
   const shapes = tensor_shapes(header.config);
-  const sizes = shapes.map(([, rows, row]) => {
-    if (row === undefined) return 4 * rows;
-    const scales = header.precision === "int8" ? 4 * rows : 0;
-    return rows * row * BYTES[header.precision] + scales;
+  const sizes = shapes.map(([, n_rows, width]) => {
+    if (width === undefined) return 4 * n_rows;
+    const scales = header.precision === "int8" ? 4 * n_rows : 0;
+    return n_rows * width * BYTES[header.precision] + scales;
   });
   const wanted = sizes.reduce((a, b) => a + b, end + 4);
   if (bytes.length !== wanted) {
@@ -893,7 +899,7 @@ const check_file = (buffer) => {
     throw new Error(`The file ${fault}: ${found}.`);
   }
   if (crc32(bytes.subarray(0, -4)) !== view.getUint32(bytes.length - 4, true)) {
-    throw new Error("The file is damaged: its check sum does not fit.");
+    throw new Error("The file is damaged: its checksum does not fit.");
   }
   return { ...header, shapes, start: end };
 };
@@ -935,9 +941,10 @@ export const read = (buffer) => {
   let parameters = 0;
   for (const [tensor, ...shape] of shapes) {
     const numbers = next_tensor(...shape);
-    const total = numbers.reduce((a, b) => a + b, 0); // no number, if one is none
-    if (!Number.isFinite(total))
-      throw new Error(`The file's ${tensor} holds no numbers.`);
+    const total = numbers.reduce((a, b) => a + b, 0); // NaN or infinite if any of them is
+    if (!Number.isFinite(total)) {
+      throw new Error(`The file's ${tensor} holds what is no finite number.`);
+    }
     tensors[tensor] = numbers;
     parameters += numbers.length;
   }

@@ -782,7 +782,7 @@ const makeAttention = (changed) => {
 
 // Links --------------------------------------------------------------------------------
 
-const LINKED = "text temperature top_k top_p off greedy cache layer head view".split(" ");
+const LINKED = "text temperature top_k top_p off greedy cache layer head view query key".split(" ");
 
 // What the address says after #, or null if it speaks of something else.
 const linked = () => {
@@ -797,7 +797,8 @@ const headsIn = (text, { n_layer: layers, n_head: heads }) =>
     .map((pair) => pair.split(".").map(Number))
     .filter(([layer, head]) => layer < layers && head < heads);
 
-const indexIn = (text, end) => (/^\d{1,3}$/.test(text) && Number(text) < end ? Number(text) : 0);
+const indexIn = (text, end, otherwise = 0) =>
+  /^\d{1,3}$/.test(text) && Number(text) < end ? Number(text) : otherwise;
 
 // All of it ----------------------------------------------------------------------------
 
@@ -1161,6 +1162,8 @@ function render({ model, el }) {
         layer: indexIn(found.get("layer"), info.config.n_layer),
         head: indexIn(found.get("head"), info.config.n_head),
         view: VIEWS.includes(view) ? view : VIEWS[0],
+        query: indexIn(found.get("query"), Infinity, -1), // let go if the text is shorter
+        key: indexIn(found.get("key"), Infinity, -1),
         ablated: headsIn(found.get("off"), info.config),
       });
     }
@@ -1174,7 +1177,11 @@ function render({ model, el }) {
       ...(off.length && { off: off.map((pair) => pair.join(".")).join(",") }),
       ...(greedy.input.checked && { greedy: "on" }),
       ...(!useCache && { cache: "off" }),
-      ...Object.fromEntries(["layer", "head", "view"].map((name) => [name, traits.get(name)])),
+      ...Object.fromEntries(
+        ["layer", "head", "view", "query", "key"]
+          .map((name) => [name, traits.get(name)])
+          .filter(([, value]) => value !== -1),
+      ),
     };
     history.replaceState(history.state, "", `#${new URLSearchParams(parts)}`);
     try {

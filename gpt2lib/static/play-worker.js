@@ -1,6 +1,6 @@
 // The model at work beside the page (play-panel.js), in a thread of its own, so that the
 // page never stands still. It answers what the page asks, one message after the other; a
-// newer question overtakes an older one.
+// newer question overtakes an older one, unless it only asks for other knobs.
 
 import { BPETokenizer, KVCache, attention_weights, draw, head_scores, logit_lens, next_logits, next_token_probabilities, read, work } from "./gpt2.js";
 
@@ -326,7 +326,7 @@ const look = async (ids, asked, task, options) => {
   const done = task.take_work();
   const all = { ...asked, off: [] };
   const all_on = asked.off.length ? await logits_after(ids, all, task) : null;
-  task.take_work();
+  task.take_work(); // not counted: it is there to compare
   last = { logits, all_on, tokenizer: opened.tokenizer };
   return done;
 };
@@ -351,7 +351,7 @@ const read_text = async (asked) => {
   answer(id, "read", { reading });
 };
 
-// Numbers from 0 to 1 that a seed repeats, by the rule of Park and Miller (1988).
+// Numbers from 0 to 1 that a seed repeats, as tests need them, by the rule of Park and Miller (1988).
 const random_from = (seed) => {
   let state = 1 + (Math.abs(Math.trunc(seed)) % 2147483645);
   const random = () => {
@@ -382,16 +382,17 @@ const generate = async (asked) => {
   };
   const read_on = async () => {
     const done = await look(ids, asked, task);
-    for (const part of Object.keys(total)) total[part] += done[part];
     [tokens, standing] = [ids.length, last];
+    return done;
   };
   try {
-    await read_on();
+    await read_on(); // what stood before: the costs of no new token
     for (let n = 0; n < count; n += 1) {
       const knobs = greedy ? { top_k: 1 } : own.knobs;
       const token = draw(next_token_probabilities(standing.logits, knobs), random);
       ids.push(token);
-      await read_on();
+      const done = await read_on();
+      for (const part of Object.keys(total)) total[part] += done[part];
       piece += decode(token);
       if (performance.now() - told > FRAME) report();
     }
