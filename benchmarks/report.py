@@ -3,8 +3,8 @@
     python benchmarks/report.py            write them, and the figure
     python benchmarks/report.py --check    fail if one differs from the results
 
-They are `book/speed.md`, `book/generation.md`, `book/training.md`, `book/explorer.md`
-and their figures.
+They are `book/speed.md`, `book/generation.md`, `book/training.md`, `book/explorer.md`,
+`book/page_model.md` and their figures.
 """
 
 import argparse
@@ -424,6 +424,84 @@ def explorer_page(results):
     return f"{intro}\n{body}\n\n{EXPLORER_END.format(cells=128 * 128)}"
 
 
+# The page of the model that runs in one -----------------------------------------------
+
+PLAY = """\
+# The model in the page, measured
+
+How fast is [the model in JavaScript](javascript.md), and does it compute what PyTorch
+computes? Measured on {date} in headless Chromium {chromium} on {cores} cores of an
+{cpu}, without a network, with the model of the page
+[Play](../notebooks/play.ipynb), {parameters:,} parameters. It runs in one thread, a
+worker. Its clock includes the messages to the page and back.
+"""
+
+PLAY_END = """\
+Each number is the median of {repeats}. *Anew* is without the cache: each token costs a
+pass over all that came before, with the same loops. Work is counted where it is done,
+and a multiply-add that a mask would throw away is never done.
+
+Over the texts of 1,000 tokens, the slowest quarter of a second wrote at a rate of
+{slowest:,.0f} tokens a second.
+
+**From the first touch.** The file has {megabytes:.2f} MB. From the first touch of the
+panel until the model runs it took {ready:.0f} ms, {ready_worst:.0f} at worst of
+{repeats}, over http from the same machine; over a network, the transfer comes on top.
+
+**The page meanwhile.** While somebody loads the model, types, streams, moves a knob and
+switches a head off, {tasks}.
+
+**Agreement.** Over {prompts} passages of the held-out plays, {positions:,} positions,
+no logit differs from PyTorch's by more than {error:.0e} of the largest, both in
+float32. What int8 costs is measured in
+[Phase 6](../notebooks/phase6_go_deeper.ipynb#web-precision).
+
+## Measure it yourself
+
+    python benchmarks/play.py
+    python benchmarks/report.py
+"""
+
+
+def play_page(results):
+    """Return the text of `book/page_model.md`."""
+    writing, ready = results["writing"], results["ready_ms"]
+    median = {
+        way: {name: statistics.median(runs) for name, runs in found.items()}
+        for way, found in writing.items()
+    }
+    names = {
+        "1,000 tokens": "1,000 tokens, from the first on",
+        "128, with the cache": "after 128 tokens, with the cache",
+        "128, anew": "after 128 tokens, anew",
+    }
+    rows = [
+        (
+            names[way],
+            format(
+                rate := found["tokens_per_second"], ",.0f" if rate >= 100 else ".3g"
+            ),
+            f"{found['multiply_adds_per_second'] / 1e6:,.0f} million",
+        )
+        for way, found in median.items()
+    ]
+    long = results["long_tasks_ms"]
+    said = f"{len(long)} tasks of its main thread took more than 50 ms: {long}"
+    intro = PLAY.format(**results["machine"], parameters=results["parameters"])
+    end = PLAY_END.format(
+        **results["agreement"],
+        repeats=len(ready),
+        slowest=min(writing["1,000 tokens"]["slowest"]),
+        megabytes=results["file_bytes"] / 1e6,
+        ready=statistics.median(ready),
+        ready_worst=max(ready),
+        tasks=said if long else "no task of its main thread took more than 50 ms",
+        error=results["agreement"]["largest_error"],
+    )
+    header = ("writing", "tokens a second", "multiply-adds a second")
+    return f"{intro}\n{chr(10).join(table(header, *rows))}\n\n{end}"
+
+
 # All ----------------------------------------------------------------------------------
 
 
@@ -444,6 +522,7 @@ PAGES = {
     ROOT / "book" / "training.md": lambda: training_page(read("training")),
     ROOT / "book" / "training.svg": lambda: training_figure(read("training")),
     ROOT / "book" / "explorer.md": lambda: explorer_page(read("explorer")),
+    ROOT / "book" / "page_model.md": lambda: play_page(read("play")),
 }
 
 

@@ -294,6 +294,25 @@ def test_presets_promise_what_was_measured(runs, name):
 # The book -----------------------------------------------------------------------------
 
 
+def test_committed_results_of_the_model_in_the_page_are_as_promised():
+    found = report.read("play")
+    ways = found["writing"]
+    for runs in (runs for way in ways.values() for runs in way.values()):
+        assert len(runs) >= 10
+    rate = {
+        way: statistics.median(runs["tokens_per_second"]) for way, runs in ways.items()
+    }
+    work = statistics.median(ways["1,000 tokens"]["multiply_adds_per_second"])
+    assert work >= 500e6
+    assert min(ways["1,000 tokens"]["slowest"]) >= 250
+    assert rate["128, with the cache"] >= 10 * rate["128, anew"]
+    assert max(found["ready_ms"]) <= 500
+    assert found["long_tasks_ms"] == []
+    assert found["agreement"]["prompts"] >= 100
+    assert found["agreement"]["largest_error"] < 1e-4
+    assert found["file_bytes"] <= 2_500_000
+
+
 @pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
 def test_the_book_says_what_was_measured(path):
     assert path.read_text() == report.PAGES[path]()

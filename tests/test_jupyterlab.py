@@ -1,4 +1,4 @@
-"""The explorer and the sampling panel in JupyterLab, where a kernel answers them."""
+"""Explorer, sampling panel and play panel in JupyterLab, with a kernel and without."""
 
 import itertools
 import json
@@ -38,6 +38,7 @@ from pathlib import Path
 
 from gpt2lib.explorer import AttentionExplorer
 from gpt2lib.language_model import GPT2LMHeadModel
+from gpt2lib.play_panel import PlayPanel
 from gpt2lib.sampling_panel import SamplingPanel
 from gpt2lib.tokenizer import load_tokenizer
 
@@ -58,9 +59,10 @@ widget.observe(keep, chosen)
 widget""",
     """panel = SamplingPanel({"a": [2.0, 1.0, 0.0]}, "xyz").widget()
 panel""",
+    f"""PlayPanel(text={TEXT!r}, show=("sampling", "attention"))""",
     "",  # where the tests run what they want to know
 ]
-PLAIN, LIVE, PANEL, SCRATCH = 1, 2, 3, 4
+PLAIN, LIVE, PANEL, PLAY, SCRATCH = 1, 2, 3, 4, 5
 
 
 # The server and the notebook --------------------------------------------------
@@ -513,6 +515,56 @@ def test_the_sampling_panel_tells_python_and_listens(notebook):
     after = panel.locator("tbody tr:visible > :nth-child(3)")
     expect(after).to_have_text(["1.000", "cut", "cut"])
     assert panel.locator("output").all_inner_texts() == ["0.50", "1", "off"]
+
+
+# The play panel, which needs no kernel ------------------------------------------
+
+
+def check_play(panel, text, reading):
+    """The table shows what the model says of the text, but for its eight bits."""
+    field = panel.get_by_role("textbox", name="text")
+    rows = panel.locator(".box table.next tbody tr").evaluate_all(CELL_TEXTS)
+    shown = {name: float(p.replace("<", "")) for name, p, *_ in rows}
+    return field.input_value() == text and all(
+        abs(p - reading.p[name]) < 0.02 for name, p in shown.items()
+    )
+
+
+def test_keys_typed_into_the_play_panel_reach_its_model_alone(notebook, read):
+    notebook.run(PLAY)  # what an earlier test did to it is gone
+    panel, tab = notebook.output(PLAY), notebook.tab
+    field = panel.get_by_role("textbox", name="text")
+    until = partial(notebook.until, right=bool)
+    assert panel.locator(".state").inner_text() == "an example made beforehand"
+    until(lambda: check_play(panel, TEXT, read(TEXT)))
+    with cells_left_alone(notebook):
+        field.focus()
+        tab.keyboard.press("Control+A")
+        tab.keyboard.type("My lord")
+        expect(panel.locator(".state")).to_have_text("running in this page")
+        until(lambda: check_play(panel, "My lord", read("My lord")))
+        tab.keyboard.press("Enter")
+        tab.keyboard.type("abxcvzddmmy")
+        typed = "My lord\nabxcvzddmmy"
+        until(lambda: check_play(panel, typed, read(typed)))
+        for key in OTHERS:
+            tab.keyboard.press(key)
+        field.fill(typed)
+        for place in (
+            panel.get_by_role("checkbox", name="greedy"),
+            panel.get_by_role("slider", name="temperature"),
+            radio(panel, 0, 0),
+        ):
+            place.focus()
+            tab.keyboard.type(LETTERS.replace(" ", ""))  # a space is a click
+            for key in OTHERS:
+                tab.keyboard.press(key)
+        button = panel.get_by_role("button", name="Switch off this head")
+        button.press("Enter")
+        panel.get_by_role("columnheader", name="all heads on").wait_for()
+    assert field.input_value() == typed
+    panel.get_by_role("button", name="Step").press("Enter")
+    notebook.until(field.input_value, lambda text: len(text) == len(typed) + 1)
 
 
 # Light and dark ---------------------------------------------------------------

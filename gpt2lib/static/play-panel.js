@@ -800,6 +800,11 @@ const headsIn = (text, { n_layer: layers, n_head: heads }) =>
 const indexIn = (text, end, otherwise = 0) =>
   /^\d{1,3}$/.test(text) && Number(text) < end ? Number(text) : otherwise;
 
+// What is read of a long text. It begins at a whole thousand, so that one more character
+// does not move the beginning, and what was read of it can be kept.
+const lastOf = (text) =>
+  text.length > MOST_READ ? text.slice(1000 * Math.ceil((text.length - MOST_READ) / 1000)) : text;
+
 // All of it ----------------------------------------------------------------------------
 
 const EMPTY = "Type something: the model continues a text.";
@@ -902,8 +907,9 @@ function render({ model, el }) {
   };
   const show = (reading, of) => {
     warn(aboutText, "");
-    const cut = `Only the last ${whole(MOST_READ)} characters are read. `;
-    tell((text.value.length > MOST_READ ? cut : "") + remark);
+    const end = lastOf(text.value);
+    const cut = `Only the last ${whole(end.length)} characters are read. `;
+    tell((end === text.value ? "" : cut) + remark);
     showLength(reading.tokens);
     next.update(reading.next, of);
     if (reading.lens) lens.update(reading.lens);
@@ -972,7 +978,7 @@ function render({ model, el }) {
   // Reading ----------------------------------------------------------------------------
 
   const settings = () => ({
-    text: text.value.slice(-MOST_READ),
+    text: lastOf(text.value),
     off: heads.traits.get("ablated"),
     useCache: cache.input.checked,
     knobs: { ...knobs.values },

@@ -105,14 +105,16 @@ class Memory {
     const { cache, start } = this;
     const reach = reach_of(opened.model.config);
     const end = Math.min(start + cache.length, ids.length - 1);
+    const anew = Math.max(0, ids.length - reach - SPARE); // where reading would begin
     let same = 0;
     while (same < end && this.ids[same] === ids[same]) same += 1;
     const kept = same - start;
-    if (kept > 0 && cache.holds(kept) && (start === 0 || kept >= reach - 1)) {
+    const isEnough = start === 0 || kept >= reach - 1;
+    if (kept > 0 && same >= anew && isEnough && cache.holds(kept)) {
       cache.length = kept;
     } else {
       cache.length = 0;
-      this.start = Math.max(0, ids.length - reach - SPARE);
+      this.start = anew;
     }
     this.ids = ids;
     return this.start ? ids.slice(this.start) : ids;
@@ -334,6 +336,8 @@ const look = async (ids, asked, task, options) => {
 const read_text = async (asked) => {
   const { id, off, knobs, lens, attention } = asked;
   const task = new Task(id);
+  await pause(); // many changes may have come at once: only the last counts
+  await task.breathe();
   const ids = ids_of(asked);
   const start = performance.now();
   const tell = (done, of) => {
