@@ -1875,13 +1875,14 @@ def test_greedy_text_through_the_worker(page, talk, models, name, useCache):
     assert grown[-1]["tokens"] == 205
     works = [message["work"] for message in grown]
     assert sum(work["milliseconds"] for work in works) > 0
+    # What stood before counts for no new token.
     positions = sum(work["positions"] for work in works)
     if not useCache:
-        read = range(5, 206)
+        read = range(6, 206)
         window = model.config.block_size if "learned" in name else 999
         assert positions == sum(min(window, n) for n in read)
     elif "rotary" in name:
-        assert positions == 205
+        assert positions == 200
 
 
 def check_growth(model, tokenizer, prompt, grown, knobs):
