@@ -22,7 +22,7 @@ test: install lint ## Check everything that CI checks
 	@$(BIN)/python tools/address.py --check
 	@$(MAKE) --no-print-directory book
 	@echo "== Running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile
 	@echo "== Rerunning the notebooks and comparing their outputs"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadfile \
 	  --nbval --nbval-cell-timeout 600 notebooks

@@ -27,15 +27,3 @@ def browser():
 
     with running_browser() as browser:
         yield browser
-
-
-# The longest first, or one process would be left alone with them at the end.
-LONGEST = ["test_play", "test_gpt2_js", "test_explorer", "test_site", "test_train"]
-
-
-def pytest_collection_modifyitems(items):
-    def place(item):
-        name = item.path.stem
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
-
-    items.sort(key=place)
