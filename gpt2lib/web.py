@@ -162,7 +162,7 @@ def export(
     _put(path, lambda unfinished: unfinished.write_bytes(checked))
     return path
 
-# %% ../notebooks/phase6_go_deeper.ipynb #web-check-file
+# %% ../notebooks/phase6_go_deeper.ipynb #web-check-merges
 _MOST_TOKEN_BYTES = 1000  # of a token; the longest of GPT-2's has 128
 
 
@@ -177,7 +177,7 @@ def _check_merges(merges):
             raise ValueError(f"a token of more than {_MOST_TOKEN_BYTES} bytes")
     return pairs
 
-
+# %% ../notebooks/phase6_go_deeper.ipynb #web-check-file
 def _parse_header(data):
     """Return precision, configuration and tokenizer, as a file's header states them."""
     header = json.loads(data)
