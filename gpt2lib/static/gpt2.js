@@ -41,7 +41,7 @@ export const work = { multiply_adds: 0 };
 
 // y[to + r] += row r of a matrix times x[from ...], for all its rows of n numbers,
 // which begin `stride` apart. Four rows at a time: each number of x is then fetched
-// once for four products, which takes less than half the time.
+// once for four products.
 const multiply = (matrix, begin, stride, n_rows, n, x, from, y, to) => {
   let r = 0;
   for (; r + 4 <= n_rows; r += 4) {

@@ -355,7 +355,8 @@ const read_text = async (asked) => {
   answer(id, "read", { reading });
 };
 
-// Numbers from 0 to 1 that a seed repeats, as tests need them, by the rule of Park and Miller (1988).
+// Numbers from 0 to 1 that a seed repeats, as tests need them, by the rule of Park and
+// Miller (1988).
 const random_from = (seed) => {
   let state = 1 + (Math.abs(Math.trunc(seed)) % 2147483645);
   const random = () => {
