@@ -3,10 +3,11 @@
 // Opened from a folder, a browser refuses to fetch: search goes without excerpts.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
-// Excerpts of search results hold each formula once, not in both of its forms.
+// Excerpts of search results hold each formula once, not in both of its forms, and not
+// the boxes that can be ticked.
 if (typeof Search !== "undefined") {
   const plain = Search.htmlToText;
-  const twice = /<span class="katex-mathml">.*?<\/span>/gs;
+  const twice = /<span class="katex-mathml">.*?<\/span>|<p class="\w+-done .*?<\/p>/gs;
   Search.htmlToText = (html, anchor) => plain(html.replace(twice, ""), anchor);
 }
 

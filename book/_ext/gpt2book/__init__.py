@@ -5,13 +5,15 @@
 - `library`  the page of public names and the source of each module
 - `mirror`   the model in JavaScript beside the Python that it mirrors
 - `drawing`  the map of GPT-2, with links
+- `progress` ticks for finished sections
+- `workbook` what there is to write in the workbook, and what its checks catch
 - `pages`    scripts, style sheets, the trained model, small mends of the finished pages
 """
 
-from . import cells, drawing, library, maths, mirror, pages
+from . import cells, drawing, library, maths, mirror, pages, progress, workbook
 
 
 def setup(app):
-    for part in (maths, cells, library, mirror, drawing, pages):
+    for part in (maths, cells, library, mirror, drawing, progress, workbook, pages):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
