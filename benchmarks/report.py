@@ -15,7 +15,9 @@ from pathlib import Path
 
 import matplotlib.style
 from matplotlib.figure import Figure
+from report_gpu import generation_on_gpu, training_on_gpu
 from report_training import svg, training_figure, training_page
+from report_words import label, memory, number, ratio, table, unbroken
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -66,30 +68,6 @@ themselves, so the two need not agree.
     python benchmarks/forward_and_step.py
     python benchmarks/report.py
 """
-
-
-def number(seconds):
-    return f"{1000 * seconds:,.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def ratio(interval):
-    return "{:.2f} × ({:.2f} to {:.2f})".format(*interval) if interval else "–"
-
-
-def memory(count):
-    return f"{count / 2**20:,.0f} MiB"
-
-
-def label(side):
-    """Return the name of a side as code, what follows its comma as words."""
-    name, comma, how = side.partition(",")
-    return f"`{name}`{comma}{how}"
-
-
-def table(*rows):
-    """Return the lines of a table, its first row the header."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
 
 
 def case_table(case, result):
@@ -195,6 +173,7 @@ MEASURE = """\
 
     python benchmarks/generation.py
     python benchmarks/generation.py --peer litgpt --python /path/to/its/python
+    python benchmarks/gpu.py --parts generation
     python benchmarks/report.py
 """
 
@@ -223,10 +202,6 @@ def agreement_of_int8(case):
     if n == 0:
         same = "the first already differs"
     return f"after {case['prompt_tokens']} tokens, {same}"
-
-
-def unbroken(words):
-    return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def sides_table(case):
@@ -311,7 +286,7 @@ def generation_figure(results):
         return svg(figure)
 
 
-def generation_page(results, beside_litgpt):
+def generation_page(results, beside_litgpt, on_gpu):
     """Return the text of `book/generation.md`."""
     cases = [results["cases"][name] for name in AFTER]
     short, long = (case["bytes_read_per_token"]["gpt2lib"] for case in cases)
@@ -351,7 +326,7 @@ def generation_page(results, beside_litgpt):
     if beside_litgpt is not None:
         guest = "\n".join(litgpt_section(beside_litgpt))
     how = HOW.format(parted=parted)
-    return f"{intro}\n{body}\n\n{how}\n{saved}\n\n{guest}\n\n{MEASURE}"
+    return f"{intro}\n{body}\n\n{how}\n{saved}\n\n{guest}\n\n{on_gpu}\n{MEASURE}"
 
 
 def litgpt_section(results):
@@ -516,10 +491,14 @@ def read_if_measured(name):
 PAGES = {
     ROOT / "book" / "speed.md": lambda: speed_page(read("forward_and_step")),
     ROOT / "book" / "generation.md": lambda: generation_page(
-        read("generation"), read_if_measured("generation_litgpt")
+        read("generation"),
+        read_if_measured("generation_litgpt"),
+        generation_on_gpu(read("gpu")),
     ),
     ROOT / "book" / "generation.svg": lambda: generation_figure(read("generation")),
-    ROOT / "book" / "training.md": lambda: training_page(read("training")),
+    ROOT / "book" / "training.md": lambda: training_page(
+        read("training"), training_on_gpu(read("gpu"))
+    ),
     ROOT / "book" / "training.svg": lambda: training_figure(read("training")),
     ROOT / "book" / "explorer.md": lambda: explorer_page(read("explorer")),
     ROOT / "book" / "page_model.md": lambda: play_page(read("play")),

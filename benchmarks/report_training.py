@@ -67,18 +67,20 @@ edition of the text {{cite:p}}`karpathy2022nanogpt`; that model has
 its heads looks at the character before, and one at what followed when the same
 characters stood there earlier.
 
+{on_gpu}
 ## What has not been measured
 
-The presets `shakespeare-gpu` and `gpt2-124m`, for want of a GPU. The first has
-nanoGPT's settings; the second trains on as many tokens as
-{{cite:t}}`karpathy2024llmc`.
+Training on several GPUs or machines; on one GPU, any but an H100. Of the preset
+`gpt2-124m`, which trains on as many tokens as {{cite:t}}`karpathy2024llmc`, a step was
+timed and no whole run made.
 
-How the steps compare with those of `transformers`' model is on
+How steps on a CPU compare with those of `transformers`' model is on
 [the page of speeds](speed.md).
 
 ## Measure it yourself
 
     python benchmarks/training.py
+    python benchmarks/gpu.py
     python benchmarks/report.py
 """
 
@@ -160,7 +162,7 @@ def variants_table(runs):
     return "\n".join(rows)
 
 
-def training_page(results):
+def training_page(results, on_gpu):
     """Return the text of `book/training.md`."""
     runs, card = results["runs"], json.loads(CARD.read_text())
     sizes = sorted(
@@ -178,6 +180,7 @@ def training_page(results):
         table=variants_table(runs),
         alt=alt(runs, numbers),
         card=card,
+        on_gpu=on_gpu,
         shipped_minutes=card["seconds"] / 60,
         theirs=_model_config(TrainConfig.preset("shakespeare-gpu"), 65).num_parameters,
     )

@@ -8,6 +8,7 @@ __all__ = ['Linear']
 # %% ../notebooks/phase6_go_deeper.ipynb #imports-linear
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # %% ../notebooks/phase6_go_deeper.ipynb #linear-class
 _LARGE = 2**18  # weights; with fewer, waking a second thread costs more than it saves
@@ -20,8 +21,8 @@ class Linear(nn.Linear):
 
     `(..., in)` -> `(..., out)`. Without gradients, in float32 and with many weights, a
     few rows become a batch of products, which the threads share; and where the number
-    of outputs is no multiple of 16, rows of them lie a few unused numbers apart. In
-    every other case it is `nn.Linear`.
+    of outputs is no multiple of 16, rows of them lie a few unused numbers apart; these
+    also where a GPU trains. In every other case it is `nn.Linear`.
     """
 
     def __init__(self, in_features: int, out_features: int, **options):
@@ -31,7 +32,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._writes(x):
-            return super().forward(x)
+            return self._padded(x) if self._trains(x) else super().forward(x)
         rows = x.reshape(-1, self.in_features)
         if len(rows) <= _FEW and self.n_groups > 1:
             y = self._in_groups(rows)
@@ -55,6 +56,14 @@ class Linear(nn.Linear):
             and not torch.compiler.is_compiling()
         )
 
+    def _trains(self, x):
+        return (
+            x.device.type == "cuda"
+            and self.out_features % _ALIGNED > 0
+            and self.weight.numel() >= _LARGE
+            and torch.is_grad_enabled()
+        )
+
     def _in_groups(self, rows):
         groups = self.weight.view(self.n_groups, -1, self.in_features).mT
         y = torch.bmm(rows.expand(self.n_groups, -1, -1), groups)
@@ -64,3 +73,9 @@ class Linear(nn.Linear):
         width = -(-self.out_features // _ALIGNED) * _ALIGNED  # rounded up
         y = rows.new_empty(len(rows), width)[:, : self.out_features]
         return torch.mm(rows, self.weight.T, out=y)
+
+    def _padded(self, x):
+        spare = -self.out_features % _ALIGNED
+        weight = F.pad(self.weight, (0, 0, 0, spare))
+        bias = None if self.bias is None else F.pad(self.bias, (0, spare))
+        return F.linear(x, weight, bias)[..., : self.out_features]

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +102,31 @@ def test_gradients_are_those_of_pytorch():
             gradients.append(torch.autograd.grad(each(x).square().sum(), inputs))
         for ours, theirs in zip(*gradients, strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_padded_rows_change_no_number_and_no_gradient():
+    """The way that a GPU takes in training."""
+    for n_out in OUTPUTS:
+        layer = Linear(768, n_out)
+        found = []
+        for way in (layer._padded, torch_linear(layer)):
+            x = torch.linspace(-1, 1, 2 * 768).view(1, 2, 768).requires_grad_()
+            y = way(x)
+            inputs = (x, layer.weight, layer.bias)
+            found.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_gpu_pads_in_training_alone():
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    head, even, small = Linear(768, 347), Linear(768, 352), Linear(8, 10)
+    assert head._trains(on_gpu)
+    assert not head._trains(torch.empty(3, 768))
+    assert not even._trains(on_gpu)
+    assert not small._trains(on_gpu)
+    with torch.no_grad():  # a copy of all weights would cost more than it gives
+        assert not head._trains(on_gpu)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

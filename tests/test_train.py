@@ -876,10 +876,15 @@ def test_a_model_that_does_not_fit_is_told(tiny, tmp_path):
 def test_a_result_is_not_written_over(tiny):
     config = tiny(n_steps=3)
     folder = train_here(config)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def content():
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in files}
+
+    before = content()
     with pytest.raises(ValueError, match=r"out, .*, holds a model"):
         train(config)
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before == content()
 
 
 def test_the_tokenizer_is_the_results_own(text, tiny, tmp_path):
