@@ -82,14 +82,14 @@ def attention_weights(q: Tensor, k: Tensor, *, window: int | None = None) -> Ten
     `ValueError` if S is smaller than T, D differs or `window` is below 1.
     Source: Vaswani et al. (2017), eq. 1, without the product with V.
     """
-    (T, D), S = q.shape[-2:], k.size(-2)
-    if S < T or k.size(-1) != D:
+    if k.size(-2) < q.size(-2) or k.size(-1) != q.size(-1):
         raise ValueError(
-            f"k must hold the {T} positions of q, with {D} features, got "
-            f"q {tuple(q.shape)} and k {tuple(k.shape)}"
+            f"k must hold the {q.size(-2)} positions of q, with {q.size(-1)} features, "
+            f"got q {tuple(q.shape)} and k {tuple(k.shape)}"
         )
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
+    (T, D), S = q.shape[-2:], k.size(-2)
     reach = S if window is None else window
     cells = torch.ones(T, S, dtype=torch.bool, device=q.device)
     seen = cells.tril(S - T).triu(S - T + 1 - reach)
@@ -290,9 +290,9 @@ def edit(model: nn.Module, functions: dict[str, Callable]) -> Iterator[None]:
     the model runs for a result of another shape, dtype or device; `TypeError` for what
     is no dictionary, no function or no tensor.
     """
-    places, visits = {}, {}
     if not isinstance(functions, dict):
         raise TypeError(f"functions must be a dictionary, got {functions!r}")
+    places, visits = {}, {}
     for pattern, function in functions.items():
         if not callable(function):
             raise TypeError(f"{pattern}: expected a function, got {function!r}")

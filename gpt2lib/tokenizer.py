@@ -120,7 +120,7 @@ def byte_alphabet() -> dict[int, str]:
     hidden = [byte for byte in range(256) if byte not in alphabet]
     return alphabet | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
 
-
+# %% ../notebooks/phase2_tokens.ipynb #byte-ids
 _BYTE_TO_ID = bytes.maketrans(bytes(byte_alphabet()), bytes(range(256)))
 
 

@@ -21,7 +21,7 @@ from nbdev.clean import clean_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = {
-    "allowed_cell_metadata_keys": ["tags", "mystnb"],
+    "allowed_cell_metadata_keys": ["tags", "mystnb", "learner"],
     "allowed_out_metadata_keys": ["scrapbook"],
 }
 
