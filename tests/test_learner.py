@@ -12,10 +12,10 @@ import nbformat
 import pytest
 from conftest import NOTEBOOKS, ROOT
 from nbclient import NotebookClient
-from slices import Notebook
 
 from gpt2lib.workbook import Workbook, _standing, reference
 from tools.learner import EXPORT, blank, exercises, files, relinked
+from tools.slices import Notebook
 
 matplotlib.use("Agg")
 PHASES = {path.stem: path for path in NOTEBOOKS if path.stem.startswith("phase")}
