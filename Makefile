@@ -5,7 +5,7 @@ BIN := .venv/bin
 export GPT2LIB_BOOK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test test-all lab export notebooks address lint clean
+.PHONY: help install book test test-all lab workbook export notebooks address lint clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -15,17 +15,17 @@ book: install ## Install what is needed and build the book
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet
 	@echo "The book is at _build/html/index.html"
 
-# Two processes of one thread each: two threads of each would wait for one another.
+# Three processes of one thread each keep two cores at work: they wait for a browser now
+# and then. The tests come last: they import their own conftest, and the last one counts.
 test: install lint ## Check everything that CI checks
-	@echo "== Comparing gpt2lib/ with the notebooks"
+	@echo "== Comparing gpt2lib/ and learner/ with the notebooks"
 	@$(BIN)/python tools/export.py --check
+	@$(BIN)/python tools/learner.py --check
 	@$(BIN)/python tools/address.py --check
 	@$(MAKE) --no-print-directory book
-	@echo "== Running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile
-	@echo "== Rerunning the notebooks and comparing their outputs"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadfile \
-	  --nbval --nbval-cell-timeout 600 notebooks
+	@echo "== Running the tests, and the notebooks to compare their outputs"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n 3 --dist loadfile \
+	  --no-loadscope-reorder --nbval --nbval-cell-timeout 600 notebooks tests
 
 test-all: test ## Check that, and what is slow and rarely tells
 	@echo "== Running the slow tests"
@@ -34,8 +34,15 @@ test-all: test ## Check that, and what is slow and rarely tells
 lab: install ## Open the notebooks in JupyterLab
 	@env -u GPT2LIB_BOOK $(BIN)/jupyter lab notebooks
 
-export: install ## Write gpt2lib/ from the notebooks
+workbook: install ## Open the workbook in JupyterLab, in a copy of your own
+	@mkdir -p workbook
+	@for file in learner/*.ipynb; do \
+	  [ -e "workbook/$${file##*/}" ] || cp "$$file" workbook/; done
+	@env -u GPT2LIB_BOOK $(BIN)/jupyter lab workbook
+
+export: install ## Write gpt2lib/ and learner/ from the notebooks
 	@$(BIN)/python tools/export.py
+	@$(BIN)/python tools/learner.py
 
 notebooks: install ## Run every notebook and store its outputs
 	@$(BIN)/python tools/run_notebooks.py

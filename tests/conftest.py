@@ -27,3 +27,27 @@ def browser():
 
     with running_browser() as browser:
         yield browser
+
+
+# What takes longest starts first, so that no process is left alone with it at the end.
+LONGEST = [
+    "test_mutants",
+    "test_learner",
+    "phase6_go_deeper",
+    "test_play",
+    "test_train",
+    "test_explorer",
+    "test_gpt2_js",
+    "test_site",
+    "phase5_debugging_tools",
+    "test_jupyterlab",
+    "test_sampling_panel",
+    "test_generation",
+    "phase4_sampling",
+    "phase3_language_model",
+]
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))

@@ -1,11 +1,14 @@
 """The benchmarks' arithmetic, and that the book says what was measured."""
 
 import json
+import math
 import random
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,15 +18,19 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import forward_and_step as bench
 import generation
+import gpu
+import nanogpt_side
 import report
 import report_training
 import side_by_side
 import training
 
+from gpt2lib.config import GPT2Config
 from gpt2lib.language_model import GPT2LMHeadModel
 from gpt2lib.quantize import Int8Linear, quantize_int8
-from gpt2lib.train import TRAIN_PRESETS, TrainConfig
+from gpt2lib.train import TRAIN_PRESETS, TrainConfig, train
 
+CPU = torch.device("cpu")
 GENERATIONS = {
     "generation": [name for name in generation.CASES if name != "tiny"],
     "generation_litgpt": [name for name in generation.PEER_CASES if name != "tiny"],
@@ -112,14 +119,43 @@ def test_sides_that_disagree_are_not_compared():
         bench.check_equal({bench.OURS: [1.0, 2.0], bench.THEIRS: [1.0, 2.001]})
 
 
-def dry_run(program, out):
-    command = [sys.executable, program.__file__, "--cases", "tiny", "--rounds", "6"]
-    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
-    return json.loads(out.read_text())
+class Here:
+    """In place of a side's process: the same answers, from this one."""
+
+    def __init__(self, prepare, command):
+        self.answer = prepare(*command[command.index("--serve") + 1 :])
+
+    def ask(self, request):
+        request = json.loads(json.dumps(request))
+        return 1 if request is None else json.loads(json.dumps(self.answer(request)))
 
 
-def test_a_dry_run_measures_every_side(tmp_path):
-    case = dry_run(bench, tmp_path / "out.json")["cases"]["tiny"]
+@pytest.fixture(
+    params=["here", pytest.param("in processes", marks=pytest.mark.slow)]  # 35 s of CPU
+)
+def dry_run(request, tmp_path, monkeypatch):
+    """Return a function that runs a benchmark of a tiny model, and its results."""
+    out = tmp_path / "out.json"
+    words = ["--cases", "tiny", "--rounds", "6", "--out", str(out)]
+
+    def run(program):
+        command = [sys.executable, program.__file__, *words]
+        if request.param == "here":
+            monkeypatch.setattr(program, "Side", partial(Here, program.prepare))
+            monkeypatch.setattr(sys, "argv", command[1:])
+            program.main()
+        else:
+            subprocess.run(command, check=True, capture_output=True)
+        return json.loads(out.read_text())
+
+    if request.param == "here":  # what only a process of its own can tell or bear
+        monkeypatch.setattr(bench, "import_cost", lambda rounds: 0.1)
+        monkeypatch.setattr(bench, "keep_freed_memory", lambda: None)
+    return run
+
+
+def test_a_dry_run_measures_every_side(dry_run):
+    case = dry_run(bench)["cases"]["tiny"]
     sides = {bench.OURS, bench.THEIRS, bench.FUSED, bench.BOTH, bench.PLAIN}
     assert set(case["seconds"]) == set(case["peak_memory_bytes"]) == sides
     assert all(len(values) == 6 for values in case["seconds"].values())
@@ -138,8 +174,8 @@ def test_committed_results_are_whole(results):
 # Generation ---------------------------------------------------------------------------
 
 
-def test_a_dry_run_of_generation_measures_every_side(tmp_path):
-    found = dry_run(generation, tmp_path / "out.json")
+def test_a_dry_run_of_generation_measures_every_side(dry_run):
+    found = dry_run(generation)
     case = found["cases"]["tiny"]
     *_, new, _, sides = generation.CASES["tiny"]
     for part in ("seconds_to_first_token", "seconds_for_the_others"):
@@ -289,6 +325,72 @@ def test_presets_promise_what_was_measured(runs, name):
     loss = report_training.mean_loss(runs[name])
     seconds = report_training.median_seconds(runs[name])
     assert f"{loss:.2f} in {seconds / 60:.1f} minutes" in promise
+
+
+# On a GPU -----------------------------------------------------------------------------
+
+
+def test_the_model_with_nanogpts_choices_is_causal_and_starts_even():
+    """As many parameters as GPT-2 without biases, its tables of tokens rounded up."""
+    config = GPT2Config(2, 2, 16, vocab_size=50, block_size=8, dropout=0.0)
+    torch.manual_seed(0)
+    model = nanogpt_side.PlainGPT(config)
+    norms, table = (2 * 2 + 1) * 16, (64 + 8) * 16
+    found = sum(p.numel() for p in model.parameters())
+    assert found == table + 2 * 12 * 16 * 16 + norms
+    tokens = torch.arange(16).view(2, 8)
+    assert model(tokens, tokens + 20).item() == pytest.approx(math.log(64), abs=0.2)
+    hidden = model.blocks(model.tokens(tokens))
+    tokens[:, -1] = 49
+    again = model.blocks(model.tokens(tokens))
+    assert torch.equal(hidden[:, :-1], again[:, :-1])
+
+
+def test_our_steps_are_those_of_the_command(tmp_path):
+    amount = gpu.QUICK | {"texts": 2}
+    data = gpu.write_tokens(tmp_path / "tokens", amount["tokenizer"](), n=2000)
+    changes = {"compile": False, "precision": "float32", "n_steps": 3, "warm_up": 0}
+    changes |= {"device": "cpu", "eval_tokens": 10, "sample_tokens": 0}
+    config = gpu.step_config(amount, data, tmp_path / "command", **changes)
+    train(config, watch=None)
+    work = gpu.our_steps(replace(config, out=str(tmp_path / "ours")), CPU)
+    assert work(3).item() == pytest.approx(gpu.losses_of(config.out)[-1])
+    other = gpu.other_steps(gpu.NANO + gpu.EAGER, config, amount, CPU)
+    assert other(1).item() == pytest.approx(math.log(64), abs=0.3)
+
+
+def test_results_of_steps_follow_from_their_times():
+    found = report.read("gpu")["step"]
+    again = json.loads(json.dumps(found))
+    amount = gpu.FULL | {"config": GPT2Config(**found["config"])}
+    timed = {
+        side: SimpleNamespace(first_loss=found["first_loss"][side], peak=peak)
+        for side, peak in found["peak_memory_bytes"].items()
+    }
+    gpu.add_step_results(again, amount, timed, found["seconds"])
+    assert json.loads(json.dumps(again)) == found
+    assert {len(times) for times in found["seconds"].values()} == {found["rounds"]}
+
+
+def test_committed_results_of_a_gpu_agree_with_the_cpu():
+    found = report.read("gpu")
+    logits, shipped = found["agreement"]["logits"], found["agreement"]["shipped"]
+    for way, distance in logits.items():
+        most = 1e-5 if "float32" in way else 1e-3 if way == "TF32" else 2e-2
+        assert distance < most, way
+    assert shipped["loss"] == pytest.approx(shipped["loss_of_card"], abs=1e-4)
+    assert found["agreement"]["torchrun_loss"] < 0.01
+    assert found["generation"]["tokens_in_common"]["float32"] == gpu.FULL["new"]
+
+
+def test_the_preset_for_a_gpu_promises_what_was_measured():
+    found = report.read("gpu")["run"]
+    assert found["steps"] == TrainConfig.preset("shakespeare-gpu").n_steps
+    assert found["curve"][-1] == found["best"]
+    _, seconds, loss = found["best"]
+    assert loss <= 1.47
+    promise = TRAIN_PRESETS["shakespeare-gpu"][0]
+    assert f"{loss:.2f} in {seconds:.0f} seconds" in promise
 
 
 # The book -----------------------------------------------------------------------------

@@ -2236,7 +2236,7 @@ def test_a_text_of_10_000_characters(page, talk, models, corpus):
     model, tokenizer = models["shipped"], load_tokenizer("shakespeare-char")
     talk("shipped")
     ids = corpus.validation[:10_000].tolist()
-    texts = [ids, [*ids, 7], ids, ids[:-1], [*ids[:-9], 8]]
+    texts = [ids[::-1][:1000], ids, [*ids, 7], ids, ids[:-1], [*ids[:-9], 8]]
     found = page.evaluate(
         """async (texts) => {
           const found = [];
@@ -2246,20 +2246,20 @@ def test_a_text_of_10_000_characters(page, talk, models, corpus):
             found.push([reading, (performance.now() - start) / 1000]);
           }
           const told = talk.said.filter(({ kind }) => kind === "reading");
-          return [found, told.filter(({ id }) => id === 2)];
+          return [found, told.filter(({ id }) => id === 3)];
         }""",
         [tokenizer.decode(text) for text in texts],
     )
-    answers, told = found
+    [(_, tenth), *answers], told = found
     assert told
     assert all(0 < message["done"] < message["of"] for message in told)
     assert [message["done"] for message in told] == sorted(m["done"] for m in told)
     cache = KVCache(model.config)
     for piece in torch.tensor([ids[:-9]]).split(512, dim=1):
         model(piece, cache=cache, last_only=True)
-    for text, (reading, seconds) in zip(texts, answers, strict=True):
+    for text, (reading, seconds) in zip(texts[1:], answers, strict=True):
         assert reading["tokens"] == len(text)
-        assert seconds < 6
+        assert seconds < max(6, 15 * tenth)  # on a busy machine the tenth is slow, too
         rest = torch.tensor([text[len(ids) - 9 :]])
         logits = model(rest, cache=copy.deepcopy(cache), last_only=True)[0, -1]
         assert_rows(reading["next"], logits, KNOBS, tokenizer)
