@@ -1,5 +1,7 @@
 """What several test files share."""
 
+import gc
+import warnings
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,19 @@ LONGEST = [
 def pytest_collection_modifyitems(items):
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="module")
+def cells_leave_nothing():
+    """Notebooks' cells run in this module: drop their figures, style and folders."""
+    import matplotlib.pyplot as plt
+
+    from tools.mutants import start
+
+    with plt.rc_context():
+        yield
+    plt.close("all")
+    start.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a folder that a cell left to the collector
+        gc.collect()

@@ -9,6 +9,7 @@ import pytest
 from tools.mutants import NAMED, RESULTS, notebook, run, what_its_check_says
 
 matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("cells_leave_nothing")
 STORED = {
     (row["phase"], row["mistake"]): row
     for row in json.loads(RESULTS.read_text("utf-8"))["mutants"]

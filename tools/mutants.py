@@ -11,7 +11,9 @@ the cells that a check needs are run.
 import contextlib
 import io
 import json
+import re
 import sys
+import tempfile
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -98,7 +100,7 @@ def what_its_check_says(stem, mutant):
     try:
         run(stem, [check], space)
     except AssertionError as error:
-        return str(error)
+        return re.sub(rf"{tempfile.gettempdir()}/\w+", "FOLDER", str(error))
     return None
 
 
