@@ -95,22 +95,23 @@ class Streamer:
         pass
 
 
+def write_theirs(model, prompt, n_new, mark):
+    """Let a model of `transformers` write greedily; `mark` gets each token."""
+    model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=n_new,
+        streamer=Streamer(mark),
+    )
+
+
 def their_work(folder):
     model = import_transformers().GPT2LMHeadModel.from_pretrained(
         folder, attn_implementation="sdpa"
     )
     model.generation_config.eos_token_id = None  # no token ends a text: ours knows none
-
-    def work(prompt, n_new, mark):
-        model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            max_new_tokens=n_new,
-            streamer=Streamer(mark),
-        )
-
-    return work
+    return partial(write_theirs, model)
 
 
 def prepare(side, folder):

@@ -26,12 +26,13 @@ import tempfile
 import time
 import traceback
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from string import ascii_letters
 
 import numpy as np
 import torch
-from generation import Streamer, bytes_read, in_common
+from generation import bytes_read, in_common, write_theirs
 from nanogpt_side import PlainGPT
 from side_by_side import (
     describe_machine,
@@ -478,17 +479,8 @@ def writers(folder, device):
             for token in generate_stream(model, prompt, n_new, greedy=True):
                 mark(token.item())  # waits for the GPU
 
-        def their_work(prompt, n_new, mark, model=theirs):
-            model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                do_sample=False,
-                max_new_tokens=n_new,
-                streamer=Streamer(mark),
-            )
-
         found[f"{OURS}, {words}"] = our_work
-        found[f"{THEIRS}, {words}"] = their_work
+        found[f"{THEIRS}, {words}"] = partial(write_theirs, theirs)
     return found
 
 
