@@ -56,6 +56,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module")
+def site():
+    from in_browser import built_site
+
+    return built_site()
+
+
+@pytest.fixture(scope="module")
+def server(site):
+    from in_browser import served
+
+    with served(site) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def cells_leave_nothing():
     """Notebooks' cells run in this module: drop their figures, style and folders."""
     import matplotlib.pyplot as plt

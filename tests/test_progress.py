@@ -6,7 +6,7 @@ import re
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import NOTEBOOKS
-from in_browser import PHONE, WIDE, built_site, open_tab, served
+from in_browser import PHONE, WIDE, open_tab
 
 PHASES = [path for path in NOTEBOOKS if path.stem.startswith("phase")]
 HOME = "notebooks/phase0_foundation.html"
@@ -23,17 +23,6 @@ Storage.prototype.setItem = function (key, value) {
   if (key.startsWith("gpt2-book")) throw new DOMException("full", "QuotaExceededError");
   setItem.call(this, key, value);
 }"""
-
-
-@pytest.fixture(scope="module")
-def site():
-    return built_site()
-
-
-@pytest.fixture(scope="module")
-def server(site):
-    with served(site) as address:
-        yield address
 
 
 def theirs(error, faults):

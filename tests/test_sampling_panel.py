@@ -14,7 +14,6 @@ from in_browser import (
     PHONE,
     STATIC,
     UNFOLD,
-    built_site,
     html,
     shown_in,
     tab_in_the_book,
@@ -506,11 +505,6 @@ def test_as_a_widget_it_tells_and_listens(book, show):
 
 
 # In the built book -------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def site():
-    return built_site()
 
 
 @pytest.fixture(scope="module")

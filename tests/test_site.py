@@ -16,24 +16,13 @@ import pytest
 import torch
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import NOTEBOOKS, ROOT
-from in_browser import PHONE, UNFOLD, WIDE, built_site, open_tab, served
+from in_browser import PHONE, UNFOLD, WIDE, open_tab
 
 from gpt2lib.language_model import GPT2LMHeadModel
 from gpt2lib.tokenizer import load_tokenizer
 from gpt2lib.web import read
 
 Visit = namedtuple("Visit", "page faults axe narrow facts")
-
-
-@pytest.fixture(scope="module")
-def site():
-    return built_site()
-
-
-@pytest.fixture(scope="module")
-def server(site):
-    with served(site) as address:
-        yield address
 
 
 # What a page says of itself, collected in the page.
