@@ -5,7 +5,7 @@ BIN := .venv/bin
 export GPT2LIB_BOOK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test test-all lab workbook export notebooks address lint clean
+.PHONY: help install book test test-all lab workbook look export notebooks address lint clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,12 @@ workbook: install ## Open the workbook in JupyterLab, in a copy of your own
 	@for file in learner/*.ipynb; do \
 	  [ -e "workbook/$${file##*/}" ] || cp "$$file" workbook/; done
 	@env -u GPT2LIB_BOOK $(BIN)/jupyter lab workbook
+
+look: export ## After an edit: export, rerun what it concerns, build the book, open it
+	@$(BIN)/python tools/run_notebooks.py --changed
+	@$(MAKE) --no-print-directory book
+	@$(BIN)/python -c "import pathlib, webbrowser; \
+	  webbrowser.open(pathlib.Path('_build/html/index.html').resolve().as_uri())"
 
 export: install ## Write gpt2lib/ and learner/ from the notebooks
 	@$(BIN)/python tools/export.py

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from tools.address import stamp
+from tools.address import published, stamp
 
 HERE, FORK = "gpt2-from-scratch/gpt2-from-scratch", "some-body/my.book"
 OTHERS = "See https://github.com/karpathy/char-rnn and `repository` there."
@@ -14,8 +14,10 @@ OTHERS = "See https://github.com/karpathy/char-rnn and `repository` there."
 @pytest.fixture
 def fork(tmp_path):
     """Copy what holds an address, with the address of a fork in `_config.yml`."""
-    for name in ("README.md", "_config.yml"):
+    for name in ("README.md", "_config.yml", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
+    templates = ".github/ISSUE_TEMPLATE"
+    shutil.copytree(ROOT / templates, tmp_path / templates)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     config = tmp_path / "_config.yml"
     config.write_text(config.read_text("utf-8").replace(HERE, FORK), "utf-8")
@@ -26,11 +28,20 @@ def fork(tmp_path):
 
 def test_a_fork_is_told_and_stamped(fork):
     files = {sentence.partition(":")[0] for sentence in stamp(fork, check=True)}
-    assert {"README.md", "notebooks/phase0_foundation.ipynb"} <= files
+    alone = {"README.md", "CITATION.cff", ".github/ISSUE_TEMPLATE/config.yml"}
+    assert alone | {"notebooks/phase0_foundation.ipynb"} <= files
     stamp(fork)
     assert stamp(fork, check=True) == []
-    for path in [fork / "README.md", *fork.glob("notebooks/*.ipynb")]:
+    paths = [*(fork / name for name in alone), *fork.glob("notebooks/*.ipynb")]
+    for path in paths:
         assert HERE not in path.read_text("utf-8"), path.name
+    online = "[Read it online](https://some-body.github.io/my.book)"
+    assert online in (fork / "README.md").read_text("utf-8")
+
+
+def test_where_pages_serves_a_repository():
+    assert published("Some-Body/My.Book") == "https://some-body.github.io/My.Book"
+    assert published("me/me.github.io") == "https://me.github.io/"
 
 
 def test_links_to_other_repositories_stay(fork):
