@@ -50,8 +50,7 @@ def _roll(buffer, slot, kept, size):
 class LayerCache:
     """The keys and values of one attention layer; `KVCache` makes one for each.
 
-    Holds the last positions in a buffer that is filled from left to right. When it is
-    full, the last `block_size - 1` positions move to the front of a new one.
+    Filled from left to right; its last positions then move to the front of a new one.
     """
 
     def __init__(self, config: GPT2Config, shape: tuple[int, ...], dtype, device):

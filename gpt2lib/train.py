@@ -42,11 +42,11 @@ from .sampling import generate
 from .tokenizer import load_tokenizer
 from .training_loop import fit, keep_freed_memory
 
-# %% ../notebooks/phase6_go_deeper.ipynb #train-config
+# %% ../notebooks/phase6_go_deeper.ipynb #train-setting
 def _setting(default, words):
     return field(default=default, metadata={"help": words})
 
-
+# %% ../notebooks/phase6_go_deeper.ipynb #train-config
 @dataclass(frozen=True)
 class TrainConfig:
     """All that decides a run; each field is also an option of the command.
@@ -918,7 +918,7 @@ def train(config: TrainConfig, *, resume: bool = False, watch=print_progress) ->
                 run.log.board.close()
         return run.folder
 
-# %% ../notebooks/phase6_go_deeper.ipynb #train-parser
+# %% ../notebooks/phase6_go_deeper.ipynb #train-groups
 _GROUPS = {
     "data and result": "data out start_from",
     "model": "n_layer n_head n_embd block_size dropout position",
@@ -928,7 +928,7 @@ _GROUPS = {
     "machine": "precision compile device",
 }
 
-
+# %% ../notebooks/phase6_go_deeper.ipynb #train-parser
 def _parser():
     """Return the parser of the command line: an option for each setting."""
     presets = "\n".join(f"  {n:18}{w}" for n, (w, _) in TRAIN_PRESETS.items())
