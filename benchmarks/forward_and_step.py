@@ -208,6 +208,7 @@ def main():
         return serve(prepare, *args.serve)
     results = {
         "machine": describe_machine(transformers=transformers.__version__),
+        "command": "python benchmarks/forward_and_step.py",
         "settings": {
             "rounds": args.rounds,
             "dtype": "float32",

@@ -282,10 +282,12 @@ def main():
         return serve(prepare, *args.serve)
     cases = PEER_CASES if args.peer else CASES
     name = f"generation_{args.peer}.json" if args.peer else "generation.json"
+    words = f" --peer {args.peer} --python /path/to/its/python" if args.peer else ""
     guest = versions(args.python) if args.peer else {}
     guest = guest or {THEIRS: transformers.__version__}
     results = {
         "machine": describe_machine(**guest),
+        "command": f"python benchmarks/generation.py{words}",
         "settings": {"dtype": "float32", "batch_size": 1, "greedy": True},
         "cases": {},
     }

@@ -626,6 +626,7 @@ def main():
     if args.out.is_file():
         results = json.loads(args.out.read_text())
     results["machine"] = describe(device)
+    results["command"] = "python benchmarks/gpu.py"
     for name in args.parts:
         results[name] = found = {}
         start = time.perf_counter()

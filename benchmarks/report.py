@@ -4,7 +4,7 @@
     python benchmarks/report.py --check    fail if one differs from the results
 
 They are `book/speed.md`, `book/generation.md`, `book/training.md`, `book/explorer.md`,
-`book/page_model.md` and their figures.
+`book/page_model.md` and their figures, and the curves in `book/numbers.md`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib.style
 from matplotlib.figure import Figure
 from report_gpu import generation_on_gpu, training_on_gpu
-from report_training import svg, training_figure, training_page
+from report_training import curves_figure, svg, training_figure, training_page
 from report_words import label, memory, number, ratio, table, unbroken
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,28 +36,25 @@ INTRO = """\
 
 How fast is the model that you build, beside the implementation that most people use?
 Both load the same weights and work on the same tokens, in turns, and their results
-agree. A ratio compares two timings of one round; its interval holds the true median
-with 95 % confidence. Dropout is off, numbers are float32, attention is PyTorch's
-`scaled_dot_product_attention` on both sides.
+agree. Dropout is off, numbers are float32, attention is PyTorch's
+`scaled_dot_product_attention` on both sides. A ratio compares two timings of one round;
+its interval holds the true median with 95 % confidence.
 
 Measured on {date} with {threads} threads on {cores} cores of an {cpu}, Python {python},
 torch {torch}, transformers {transformers}, {rounds} rounds. In the same run this
-machine multiplied large matrices at {rate} GFLOP/s. The share of that rate says how
-much of the time is arithmetic that neither side can avoid. Memory is the peak of the
-model at work in a process of its own, imports apart. How fast it writes text is on
-[the next page](generation.md).
+machine multiplied large matrices at {rate} GFLOP/s; the share of that rate is
+arithmetic that neither side can avoid. Memory is the peak of the model at work in a
+process of its own, imports apart. [The next page](generation.md) times it writing.
 """
 
 END = """\
-Our training step uses PyTorch's fused AdamW, the same arithmetic in fewer passes over
-memory, and
-[keeps freed memory](../notebooks/phase0_foundation.ipynb#keep-function). The row
-`transformers` is a step with `torch.optim.AdamW(parameters)` and nothing else. The rows
-below it have the fused optimiser, as their `Trainer` has, and then both; the last of
-the three differs from ours in the model alone, and where its interval contains 1, no
-difference of the models is shown. `gpt2lib`, memory not kept, is our step without the
-call. A ratio is the median of ratios within a round; the times are medians by
-themselves, so the two need not agree.
+Our training step uses the fused AdamW, the same arithmetic in fewer passes over memory,
+and [keeps freed memory](../notebooks/phase0_foundation.ipynb#keep-function). The row
+`transformers` is a step with `torch.optim.AdamW(parameters)` alone. The next has the
+fused optimiser, as their `Trainer` has, and the third has both: it differs from ours in
+the model alone, and where its interval contains 1, no difference of the models is
+shown. A ratio is a median of ratios, the times are medians by themselves, so the two
+need not agree.
 
 ## Import
 
@@ -110,15 +107,15 @@ AFTER = ("after 64", "after 512")
 GENERATION = """\
 # Generation, side by side
 
-How fast does the model that you build write text? To write a token it must read every
-weight once, and the keys and values of all tokens so far. With one text at a time, the
-arithmetic is little beside that. So the rate at which a machine reads its memory sets a
-limit that no code passes, short of reading fewer bytes.
+How fast does the model that you build write? Each token takes every weight once, and
+the keys and values of all tokens so far; with one text at a time, arithmetic is little
+beside reading them. So the rate at which a machine reads its memory sets a limit that
+no code passes, short of reading fewer bytes.
 
 Measured on {date} with {threads} threads on {cores} cores of an {cpu}, Python {python},
 torch {torch}, transformers {transformers}, {rounds} rounds: GPT-2 of 124M parameters,
-one text, always the most probable token, {new} new tokens after a prompt. All sides
-load the same random weights and take turns. In float32, {agreed}.
+one text, always the most probable token, {new} new tokens after a prompt. The sides
+load the same random weights and take turns; in float32, {agreed}.
 
 In the same run this machine read {rate:.1f} GB/s from memory. The weights are {weights}
 MB in float32 and {int8} MB in eight bits, and the cache adds {short} MB and {long} MB,
@@ -132,40 +129,36 @@ on average after {prompts} tokens. So the limit is {limits} tokens a second in f
 """
 
 HOW = """\
-The first token comes once the prompt is read; tokens a second count the others. A ratio
-compares two timings of one round; its interval holds the true median with 95 %
-confidence. `transformers` is `model.generate` as it comes, with
-`attn_implementation="sdpa"`. Memory is the peak of the model at work in a process of
-its own, imports and loading apart.
+The first token comes once the prompt is read; tokens a second count the others.
+`transformers` is `model.generate` as it comes, with `attn_implementation="sdpa"`.
+Ratios and memory are taken as on [the page before](speed.md), loading apart.
 
 Most of the lead in float32 is
 [`Linear`](../notebooks/phase6_go_deeper.ipynb#linear-class), which gives the one row of
 a step to all threads: Phase 6
 [times a step](../notebooks/phase6_go_deeper.ipynb#measure) with and without it. The
-limit is the rate of one long read. A step reads each matrix by itself, and Phase 6
-counts [the calls between](../notebooks/phase6_go_deeper.ipynb#operators).
+limit is the rate of one long read; a step reads matrix by matrix, and Phase 6 counts
+[the calls between](../notebooks/phase6_go_deeper.ipynb#operators).
 
-The weights of eight bits are made by
-[`quantize_int8`](../notebooks/phase6_go_deeper.ipynb#quantize-class). They are rounded,
-so their text may part from the others': {parted}.
+[`quantize_int8`](../notebooks/phase6_go_deeper.ipynb#quantize-class) makes the weights
+of eight bits. They are rounded, so their text may part from the others': {parted}.
 
 ## What the cache saves
 
 Without [the cache](../notebooks/phase6_go_deeper.ipynb#cache-class) each token reads
-the whole text again. These rows were timed on fewer tokens, apart from those above:
-only the ratio within a row is to be read.
+the whole text again. These rows were timed apart, on fewer tokens: compare within a
+row alone.
 """
 
 BESIDE_LITGPT = """\
 ## Beside litgpt
 
-litgpt {litgpt} is a library of its own for such models. It has no table of positions,
-so it runs GPT-2 with rotary positions: the same sizes, norms, GELU and tied head,
-{fewer:.1%} fewer parameters, for want of that table. `gpt2lib`, rotary, is that very
-model, with the same weights, and {agreed}; `gpt2lib` is GPT-2. litgpt runs in an
-environment of its own, with torch {litgpt_torch}, and makes its cache before its clock
-starts, as its own program does. Another run, of {rounds} rounds, on {date}, in which
-the machine read {rate:.1f} GB/s.
+litgpt {litgpt} has no table of positions, so it runs GPT-2 with rotary ones: the same
+sizes, norms, GELU and tied head, {fewer:.1%} fewer parameters. `gpt2lib`, rotary, is
+that very model, with the same weights, and {agreed}; `gpt2lib` is GPT-2. litgpt runs in
+an environment of its own, with torch {litgpt_torch}, and makes its cache before its
+clock starts, as its own program does. Another run, of {rounds} rounds, on {date}; the
+machine read {rate:.1f} GB/s.
 """
 
 MEASURE = """\
@@ -357,17 +350,16 @@ EXPLORER = """\
 How long does the attention explorer of
 [Phase 5](../notebooks/phase5_debugging_tools.ipynb#explorer-show) keep a page busy?
 Measured on {date} in headless Chromium {chromium} on {cores} cores of an {cpu},
-without a network, {repeats} times each. *First picture* runs from the start of the
-script to the end of the frame that shows it. The rest is the time that a handler and
-the next frame take. A time is the median, the worst in brackets. With 12 × 12 heads
-the page's state is {size} kB.
+without a network: the median of {repeats} times, the worst in brackets. *First picture*
+runs from the start of the script to the end of the frame that shows it; the rest is
+what a handler and the next frame take. With 12 × 12 heads the page's state is {size}
+kB.
 """
 
 EXPLORER_END = """\
-A page of 12 × 12 heads has room for the weights alone, so its steps are shown without
-the vectors. A head's whole table at 128 tokens has {cells:,} cells and is built over
-several frames; the longest of them counts. Frames are painted by other threads, which
-is not counted.
+A page of 12 × 12 heads has room for the weights alone, so its steps come without the
+vectors. A head's whole table at 128 tokens has {cells:,} cells, built over several
+frames; the longest counts. Painting, by other threads, is not counted.
 
 ## Measure it yourself
 
@@ -408,23 +400,21 @@ How fast is [the model in JavaScript](javascript.md), and does it compute what P
 computes? Measured on {date} in headless Chromium {chromium} on {cores} cores of an
 {cpu}, without a network, with the model of the page
 [Play](../notebooks/play.ipynb), {parameters:,} parameters. It runs in one thread, a
-worker. Its clock includes the messages to the page and back.
+worker; the messages to the page and back are timed too.
 """
 
 PLAY_END = """\
 Each number is the median of {repeats}. *Anew* is without the cache: each token costs a
-pass over all that came before, with the same loops. Work is counted where it is done,
-and a multiply-add that a mask would throw away is never done.
-
-Over the texts of 1,000 tokens, the slowest quarter of a second wrote at a rate of
+pass over all before it. Work is counted where it is done; what a mask would throw away
+is not done. Over the texts of 1,000 tokens, the slowest quarter of a second wrote
 {slowest:,.0f} tokens a second.
 
-**From the first touch.** The file has {megabytes:.2f} MB. From the first touch of the
-panel until the model runs it took {ready:.0f} ms, {ready_worst:.0f} at worst of
-{repeats}, over http from the same machine; over a network, the transfer comes on top.
+**To start.** From the first touch of the panel until the model runs it took
+{ready:.0f} ms, {ready_worst:.0f} at worst of {repeats}, over http from the same
+machine; over a network, the transfer of {megabytes:.2f} MB comes on top.
 
-**The page meanwhile.** While somebody loads the model, types, streams, moves a knob and
-switches a head off, {tasks}.
+**The page meanwhile.** While the model is loaded, somebody types, streams, moves a knob
+and switches a head off, {tasks}.
 
 **Agreement.** Over {prompts} passages of the held-out plays, {positions:,} positions,
 no logit differs from PyTorch's by more than {error:.0e} of the largest, both in
@@ -500,6 +490,7 @@ PAGES = {
         read("training"), training_on_gpu(read("gpu"))
     ),
     ROOT / "book" / "training.svg": lambda: training_figure(read("training")),
+    ROOT / "book" / "curves.svg": lambda: curves_figure(read("training"), read("gpu")),
     ROOT / "book" / "explorer.md": lambda: explorer_page(read("explorer")),
     ROOT / "book" / "page_model.md": lambda: play_page(read("play")),
 }

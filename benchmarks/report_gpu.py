@@ -11,40 +11,38 @@ TRAINING = """\
 Measured on {date} on one {gpu}, with Python {python}, torch {torch}, CUDA {cuda} and
 `transformers` {transformers}.
 
-**A run.** The preset `shakespeare-gpu` has nanoGPT's settings for a GPU but one: it is
-planned for {steps:,} steps in place of {long_steps:,}. It ends at {loss:.3f} nats a
-character after {seconds:.0f} s, compiling included, or {wall:.0f} s from the command to
-its end. With {long_steps:,} steps the loss is lowest at step {best_step:,}, {best:.3f},
-and {long_loss:.3f} in the end: {theirs} parameters learn our text by heart. We chose
-{steps:,} by the curve of an earlier such run, whose lowest loss was {earlier:.3f} at
-step {earlier_step:,}. One seed each.
+**A run.** The preset `shakespeare-gpu` has nanoGPT's settings for a GPU but one:
+{steps:,} steps in place of {long_steps:,}. It ends at {loss:.3f} nats a character after
+{seconds:.0f} s, compiling included, {wall:.0f} s with all that the command does. With
+{long_steps:,} steps the loss is lowest at step {best_step:,}, {best:.3f}, and
+{long_loss:.3f} in the end: {theirs} parameters learn our text by heart. We chose
+{steps:,} by an earlier such run, lowest with {earlier:.3f} at step {earlier_step:,}.
+One seed each.
 
 **A step.** GPT-2 124M, {texts} texts of {block:,} random tokens, products in bfloat16,
-the gradient clipped, the fused AdamW. Medians of {rounds} rounds, in which the sides
-took turns.
+the gradient clipped, the fused AdamW. Medians of {rounds} rounds.
 
 {table}
 
-nanoGPT's source could not be had on that machine. Its row is a model that we wrote for
-this measurement, `benchmarks/nanogpt_side.py`, with its choices: no biases, the exact
-GELU, and a table of tokens rounded up to 50,304 rows, where ours pads 50,257 at each
-step. The arithmetic is that of GPT-2 by
-[`flops_by_part`](../notebooks/phase0_foundation.ipynb#flops-function), times three, in
-every row. The data sheet promises {sheet:.0f} TFLOP/s {{cite:p}}`nvidia2022h100`; a
-large product reached {rate:.0f} in the same run. With {large} texts, the share of one
-GPU in eight of the preset `gpt2-124m`, our step takes {large_time}: {large_speed:,.0f}
-tokens a second, and {large_memory}.
+nanoGPT's source could not be had there. Its row is a model of ours,
+`benchmarks/nanogpt_side.py`, with its choices: no biases, the exact GELU, and a table
+of tokens rounded up to 50,304 rows, where ours pads 50,257 at each step. In every row
+the arithmetic is that of GPT-2 by
+[`flops_by_part`](../notebooks/phase0_foundation.ipynb#flops-function), times three. The
+data sheet promises {sheet:.0f} TFLOP/s {{cite:p}}`nvidia2022h100`; a large product
+reached {rate:.0f} in the same run. With {large} texts, the share of one GPU in eight of
+the preset `gpt2-124m`, our step takes {large_time}: {large_speed:,.0f} tokens a second,
+and {large_memory}.
 
-As first written, without a GPU at hand, our compiled step made {old_speed:,.0f} tokens
-a second and took {old_memory}. Three things have changed since: the loss is compiled
-with the model, the head's rows are padded, and Python no longer waits until a batch has
-been copied.
+Before the loss was compiled with the model, the head's rows padded and batches copied
+without waiting, our compiled step made {old_speed:,.0f} tokens a second and took
+{old_memory}.
 
 **Agreement.** With random weights of GPT-2 124M, logits differ from ours on the CPU in
 float32 by {float32} of their length, those of `transformers` on the GPU by {same}; in
 TF32 it is {tf32}, and {half} in bfloat16. The model that comes with the library loses
-{shipped:.4f} there, {card:.4f} by its card, and writes {written}. A run that was broken
-off, dropout on, goes on with {resumed}.
+{shipped:.4f} there, {card:.4f} by its card, and writes {written}. A run broken off,
+dropout on, goes on with {resumed}.
 """
 
 GENERATION = """\
@@ -58,7 +56,8 @@ after a prompt of {prompt} tokens, {new} new ones, {rounds} rounds:
 In float32 {same}; in bfloat16, with its rounding, the texts part after {parted}. The
 GPU copies {rate:.1f} TB in a second, so by the bytes alone {limit:,.0f} tokens a second
 would be possible in float32 and twice that in bfloat16. No side comes near it, and half
-the bytes do not help: the time is that of some hundred calls a token, each launched
+the bytes do not help: a token takes
+[some two hundred calls](../notebooks/phase6_go_deeper.ipynb#operators), each launched
 from Python.
 """
 

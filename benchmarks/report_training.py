@@ -21,13 +21,13 @@ PAGE = """\
 [Phase 6](../notebooks/phase6_go_deeper.ipynb#reader-run) trains on Shakespeare with a
 recipe of its own. What is it worth beside the one that everybody knows, nanoGPT's for a
 CPU {{cite:p}}`karpathy2022nanogpt`, and what are four of its choices worth? Both train
-models of {parameters} parameters on the first nine tenths of the same nine plays;
-losses are nats a character over all of the last tenth, in windows of `block_size`: 64
+models of {parameters} parameters on the first nine tenths of the same nine plays.
+Losses are nats a character over all of the last tenth, in windows of `block_size`: 64
 for nanoGPT's recipe, 128 for ours.
 
 Measured on {date} with {threads} threads on {cores} cores of an {cpu}, Python {python},
-torch {torch}: one run after the other, nothing else running, {seeds} seeds each. Time
-is that of training, without evaluations and saves.
+torch {torch}: one run after the other, {seeds} seeds each. Time leaves out evaluations
+and saves.
 
 <div class="cell_output">
 
@@ -38,23 +38,21 @@ is that of training, without evaluations and saves.
 - nanoGPT's recipe ends at {yardstick} after {yardstick_seconds:.0f} s.
 - Ours, in {share:.0%} of that time, ends at {ours}: {gain:.3f} nats lower
   (by seed {gains}).
-- It passes nanoGPT's last loss after {passed:.0%} of nanoGPT's time. Planned for
-  {short_steps} steps from the start, it ends at {short}, in {short_share:.0%} of
-  nanoGPT's time.
+- It passes nanoGPT's last loss after {passed:.0%} of that time. Planned for
+  {short_steps} steps, it ends at {short}, in {short_share:.0%} of it.
 
 ## One choice taken back
 
 Each row is our recipe with one choice exchanged for nanoGPT's, and as many steps as fit
 into the same time. The rise in loss is what the choice is worth beside the others; the
-rows need not add up. No rate was tuned anew: without Muon, AdamW moves all weights at
-our rate.
+rows need not add up. No rate was tuned anew.
 
 {table}
 
 The spread is the standard deviation over seeds. The learning rate is AdamW's, which
-beside Muon moves only the embedding, biases and scales. A window of 128 characters is
-also what the loss is taken with: in it, more of the characters have something before
-them. Muon makes a step slower, so the row without it has more of them.
+beside Muon moves only the embedding, biases and scales. The window is also what the
+loss is taken with: in 128 characters, more of them have something before them. Muon
+makes a step slower, so the row without it has more of them.
 
 ## The model that comes with the library
 
@@ -63,19 +61,17 @@ them. Muon makes a step slower, so the row without it has more of them.
 windows of {card[settings][block_size]}, after {shipped_minutes:.0f} minutes of training
 beside other work. nanoGPT's author reports 1.4697 for his recipe for a GPU, on another
 edition of the text {{cite:p}}`karpathy2022nanogpt`; that model has
-{theirs:,} parameters. The library's tests evaluate ours again, and measure that one of
-its heads looks at the character before, and one at what followed when the same
-characters stood there earlier.
+{theirs:,} parameters. The tests evaluate ours again, and find its heads for the
+character before and for what followed the same characters.
 
 {on_gpu}
 ## What has not been measured
 
-Training on several GPUs or machines; on one GPU, any but an H100. Of the preset
-`gpt2-124m`, which trains on as many tokens as {{cite:t}}`karpathy2024llmc`, a step was
-timed and no whole run made.
+Training on several GPUs or machines; on one GPU, any but an H100. The preset
+`gpt2-124m` trains on as many tokens as {{cite:t}}`karpathy2024llmc`; of it a step was
+timed, no whole run.
 
-How steps on a CPU compare with those of `transformers`' model is on
-[the page of speeds](speed.md).
+[Speed](speed.md) compares steps on a CPU with those of `transformers`' model.
 
 ## Measure it yourself
 
@@ -197,6 +193,27 @@ def alt(runs, numbers):
         f"{numbers['passed']:.0%} of the time and ends at {mean_loss(runs[OURS]):.2f}. "
         f"Below: the final losses of each seed, by recipe: {worth}."
     )
+
+
+def curves_figure(results, on_gpu):
+    """Return the text of `book/curves.svg`: every recipe's loss as it trains."""
+    curves = {
+        "nanoGPT's recipe, CPU": mean_curve(results["runs"][YARDSTICK]),
+        "ours, CPU": mean_curve(results["runs"][OURS]),
+        "shakespeare-gpu": [point[1:] for point in on_gpu["run"]["curve"]],
+        "the same, too long": [point[1:] for point in on_gpu["long_run"]["curve"]],
+    }
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for n, (name, curve) in enumerate(curves.items()):
+            ax.plot(*zip(*curve, strict=True), color=f"C{n}", marker=".", label=name)
+        ax.set(xscale="log", xlabel="seconds of training, on a logarithmic scale")
+        ax.set_ylabel("validation loss,\nnats a character")
+        ax.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        ax.set_xticks([], minor=True)
+        figure.legend(loc="outside lower left", ncols=2)
+        return svg(figure)
 
 
 def training_figure(results):

@@ -100,7 +100,8 @@ def main():
         fitting = steps_in(seconds, changes, n_steps=max(40, n_steps // 10))
         changes = few | changes | {"n_steps": fitting}
         runs[f"without {ingredient}"] = run_seeds(OURS, args.seeds, 3, **changes)
-    results = {"machine": describe_machine(), "runs": runs}
+    command = "python benchmarks/training.py"
+    results = {"machine": describe_machine(), "command": command, "runs": runs}
     args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
