@@ -260,9 +260,9 @@ def text_pieces(tokenizer, ids) -> Iterator[str]:
     if rest:
         yield rest
 
-# %% ../notebooks/phase4_sampling.ipynb #command
-def main(arguments: list[str] | None = None) -> None:
-    """Continue a text in the terminal: `python -m gpt2lib.sampling --help`."""
+# %% ../notebooks/phase4_sampling.ipynb #command-parser
+def _parser():
+    """The command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt2lib.sampling",
         description="Continue a text, one token after the other.",
@@ -277,6 +277,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--greedy", action="store_true", help="always take the most probable")
     add("--seed", type=int, help="the same text each time")
     add("--no-cache", action="store_true", help="compute every position every time")
+    return parser
+
+# %% ../notebooks/phase4_sampling.ipynb #command
+def main(arguments: list[str] | None = None) -> None:
+    """Continue a text in the terminal: `python -m gpt2lib.sampling --help`."""
+    parser = _parser()
     args = parser.parse_args(arguments)
     if args.seed is not None and not 0 <= args.seed < 2**63:
         parser.error(f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
