@@ -5,7 +5,7 @@ BIN := .venv/bin
 export GPT2LIB_BOOK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test test-all lab workbook look export notebooks address lint clean
+.PHONY: help install book portable test test-all lab workbook look export notebooks address lint clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,10 @@ book: install ## Install what is needed and build the book
 	@echo "== Building the book"
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet
 	@echo "The book is at _build/html/index.html"
+
+portable: book ## Write the book as a zip and as one PDF, to _build/portable
+	@echo "== Printing the book (a minute or two)"
+	@$(BIN)/python tools/portable.py
 
 # Three processes of one thread each keep two cores at work: they wait for a browser now
 # and then. The tests come last: they import their own conftest, and the last one counts.
@@ -29,7 +33,9 @@ test: install lint ## Check everything that CI checks
 
 test-all: test ## Check that, and what is slow and rarely tells
 	@echo "== Running the slow tests"
-	@$(BIN)/pytest -q -m slow || [ $$? -eq 5 ]  # 5: there are none
+	@$(BIN)/pytest -q -m slow
+	@echo "== Changing the library, spot by spot, to see whether checks notice"
+	@$(BIN)/python tools/mutation.py --check -n 2
 
 lab: install ## Open the notebooks in JupyterLab
 	@env -u GPT2LIB_BOOK $(BIN)/jupyter lab notebooks
