@@ -1,6 +1,6 @@
 """Time every notebook from a fresh kernel to its last cell; nothing is stored in them.
 
-    python benchmarks/notebook_times.py                    all, ten minutes on two cores
+    python benchmarks/notebook_times.py                    all, minutes on two cores
     python benchmarks/notebook_times.py phase0_foundation  one; results are left alone
 
 A notebook runs as JupyterLab would run it, in its own folder, without the environment
@@ -43,7 +43,7 @@ def measure(path, runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="all, if none is named")
-    parser.add_argument("--runs", type=int, default=3, help="default: 3")
+    parser.add_argument("--runs", type=int, default=1, help="default: 1")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     os.environ.pop("GPT2LIB_BOOK", None)

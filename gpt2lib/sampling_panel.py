@@ -37,10 +37,10 @@ def _readable(text):
 
 # %% ../notebooks/appendix_figures.ipynb #panel-context
 def _groups(ordered):
-    """Falling log-probabilities (R,) in groups: count, log of mean, half variance."""
+    """Falling log-probabilities (n,) in groups: count, log of mean, half variance."""
     if not len(ordered):
         return []
-    steps = (12 * (ordered[0] - ordered).sqrt()).floor()  # (R,)
+    steps = (12 * (ordered[0] - ordered).sqrt()).floor()  # (n,)
     sizes = steps.unique_consecutive(return_counts=True)[1].tolist()
     groups = []
     for group in ordered.split(sizes):

@@ -103,6 +103,26 @@ def open_tab(browser, base, scheme="light"):
     return tab, faults
 
 
+def weigh(tab):
+    """Return {address: bytes that came}, which grows; nothing comes from a cache."""
+    devtools, weights, asked = tab.context.new_cdp_session(tab), {}, {}
+    devtools.send("Network.enable")
+    devtools.send("Network.setCacheDisabled", {"cacheDisabled": True})
+
+    def ask(event):
+        asked[event["requestId"]] = event["request"]["url"].partition("?")[0]
+
+    def add(event):
+        address = asked.get(event["requestId"], "")
+        if address.startswith("http"):
+            size = event["encodedDataLength"]
+            weights[address] = weights.get(address, 0) + size
+
+    devtools.on("Network.requestWillBeSent", ask)
+    devtools.on("Network.loadingFinished", add)
+    return weights
+
+
 def newest(path):
     paths = [path] if path.is_file() else path.rglob("*")
     return max(

@@ -175,11 +175,7 @@ def test_blank_passes_no_later_check(stem, one, check):
         run(stem, in_order(stem, [check]), **{one["cell"]: empty})
 
 
-LONG = {  # their checks need models that are trained first
-    "phase2_tokens": {"exercise-2-solution"},
-    "phase5_debugging_tools": {"exercise-2-solution", "exercise-3-solution"},
-    "phase6_go_deeper": {"exercise-4-solution"},
-}
+LONG = {"phase6_go_deeper": {"exercise-4-solution"}}  # its check trains models
 CLOSING = [
     pytest.param(
         stem,

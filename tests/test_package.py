@@ -1,8 +1,10 @@
 """The package as people install and import it."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -71,3 +73,59 @@ def test_importing_the_model_imports_little_else():
     )
     heavy = {"matplotlib", "transformers", "huggingface_hub", "ipywidgets"}
     assert not heavy & set(result.stdout.split())
+
+
+# Other Pythons than the one that runs -------------------------------------------------
+
+VERSIONS = ["3.11", "3.12", "3.13"]
+COMPILE = (
+    "import pathlib, sys\n"
+    "print(*sys.version_info[:2], sep='.')\n"
+    "for path in map(pathlib.Path, sys.argv[1:]):\n"
+    "    compile(path.read_text('utf-8'), path, 'exec')\n"
+)
+
+
+def interpreters(version):
+    """Return the Pythons of that version that this machine may have."""
+    found = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
+    return [*filter(None, [shutil.which(f"python{version}")]), *found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_library_compiles(version):
+    """Without a warning, too: of an escape that will be an error, for one."""
+    paths = sorted((ROOT / "gpt2lib").glob("*.py"))
+    for python in interpreters(version):
+        command = [python, "-W", "error", "-c", COMPILE, *paths]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.stdout.strip() == version:  # one that starts, and is what it says
+            assert result.returncode == 0, result.stderr
+            return
+    pytest.skip(f"this machine has no Python {version}")
+
+
+@pytest.fixture(scope="session")
+def uv(tmp_path_factory):
+    """Return a resolver that knows other Pythons, installed in a place of its own."""
+    folder = tmp_path_factory.mktemp("uv")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "uv"]
+    subprocess.run(command, check=True)
+    return folder / "bin" / "uv"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "file", ["requirements.txt", "requirements-data.txt", "pyproject.toml"]
+)
+def test_what_is_required_resolves(uv, tmp_path, version, file):
+    flags = ["--no-deps"] if "data" in file else []
+    command = [uv, "pip", "compile", "--python-version", version, *flags, ROOT / file]
+    result = subprocess.run(
+        [*command, "-o", tmp_path / "all.txt"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "==" in (tmp_path / "all.txt").read_text("utf-8")

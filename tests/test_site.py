@@ -1,8 +1,8 @@
 """The built book in a browser without a network, as a reader meets it.
 
 The pages are those in `_build/html`; if they are missing or older than their sources,
-they are built first. Every page is opened once in light, then turned dark, and the
-tests look at what was found there.
+they are built first. Every page is opened once in light, by an empty cache, then turned
+dark, and the tests look at what was found there.
 """
 
 import json
@@ -16,13 +16,14 @@ import pytest
 import torch
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import NOTEBOOKS, ROOT
-from in_browser import PHONE, UNFOLD, WIDE, open_tab
+from in_browser import PHONE, UNFOLD, WIDE, open_tab, weigh
 
 from gpt2lib.language_model import GPT2LMHeadModel
 from gpt2lib.tokenizer import load_tokenizer
 from gpt2lib.web import read
 
-Visit = namedtuple("Visit", "page faults axe narrow facts")
+Visit = namedtuple("Visit", "page faults axe narrow facts weights")
+HEAVIEST, FRONT = 1_500_000, 400_000  # bytes that a page may transfer; not compressed
 
 
 # What a page says of itself, collected in the page.
@@ -33,9 +34,13 @@ FACTS = """() => {
   return {
     title: document.title,
     code: all("main .highlight", (e) => e.textContent).join(" "),
+    copied: all("div.highlight:has(.copybtn) pre", (e) => e.textContent),
     ids: all("[id]", (e) => e.id),
     links: all("a[href]", (e) => new URL(e.getAttribute("href"), location).href),
-    images: all("img", (e) => [e.getAttribute("alt"), !!e.closest("article"), e.src]),
+    images: all("img", (e) => [e.getAttribute("alt"), !!e.closest("article"), e.src,
+      e.closest("figure")?.querySelector("figcaption")?.innerText ?? ""]),
+    tables: all("article table", (e) => [e.querySelectorAll("th").length,
+      e.querySelectorAll("th:not([scope])").length, e.innerText.slice(0, 60)]),
     drawings: all('article svg:not([aria-hidden="true"]):not([aria-hidden] *)', label),
     headings: all("main :is(h1, h2, h3, h4, h5, h6)", (e) => e)
       .filter((e) => !e.closest("#jb-print-docs-body")).map((e) => +e.tagName[1]),
@@ -66,28 +71,40 @@ def alike(name):
     return name.startswith("gpt2lib/") and name != "gpt2lib/config.html"
 
 
-def visit(tab, faults, base, name):
-    """Return a page in light, by every rule of axe, and in dark, by contrast alone."""
+# What waits for a reader to come near is asked for, too.
+ALL = """async () => {
+  for (const it of document.querySelectorAll("[loading=lazy]")) it.loading = "eager";
+  scrollTo(0, document.body.scrollHeight);
+  await Promise.all([...document.images].map((it) => it.decode().catch(() => {})));
+  await document.fonts.ready;
+}"""
+
+
+def visit(tab, faults, weights, base, name):
+    """Return a page in light and in dark, each by every rule of axe."""
     faults.clear()
+    weights.clear()
     tab.emulate_media(color_scheme="light")
     tab.set_viewport_size(PHONE)
     tab.goto(base + name)
     tab.evaluate(UNFOLD)
+    tab.evaluate(ALL)
     narrow = tab.evaluate("document.documentElement.scrollWidth")
     tab.set_viewport_size(WIDE)
     facts = tab.evaluate(FACTS)
+    weighed = {file.removeprefix(base): size for file, size in weights.items()}
     tab.evaluate(AXE_SCRIPT)
     everything = name == "gpt2lib/config.html"
     axe = tab.evaluate(AXE, [None, everything])
-    light = Visit(name, list(faults), axe, narrow, facts)
+    light = Visit(name, list(faults), axe, narrow, facts, weighed)
     if alike(name):
         return light, None
     faults.clear()
     tab.emulate_media(color_scheme="dark")
     tab.wait_for_function("document.documentElement.dataset.theme === 'dark'")
     tab.evaluate("Promise.all(document.getAnimations().map((one) => one.finished))")
-    axe = tab.evaluate(AXE, [["color-contrast"], everything])
-    return light, Visit(name, list(faults), axe, narrow, facts)
+    axe = tab.evaluate(AXE, [None, everything])
+    return light, Visit(name, list(faults), axe, narrow, facts, weighed)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +117,8 @@ def pages(site):
 @pytest.fixture(scope="module")
 def visits(pages, server, browser):
     tab, faults = open_tab(browser, server)
-    return [visit(tab, faults, server, name) for name in pages]
+    weights = weigh(tab)
+    return [visit(tab, faults, weights, server, name) for name in pages]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +146,7 @@ def test_nothing_fails_and_nobody_else_is_asked(light, dark):
     report([f"{v.page}: {fault}" for v in light + dark for fault in v.faults])
 
 
-def test_accessible_in_light_and_readable_in_dark(light, dark):
+def test_accessible_in_light_and_dark(light, dark):
     report(
         [f"{v.page} (light): {fault}" for v in light for fault in v.axe]
         + [f"{v.page} (dark): {fault}" for v in dark for fault in v.axe]
@@ -152,22 +170,59 @@ def test_no_sideways_scroll_on_a_phone(light):
     )
 
 
-def test_images_are_described(light):
+def test_pages_are_light(light):
+    """Count what an empty cache asks for, from a server that packs nothing."""
     faults = []
-    for page, *_, facts in light:
-        for alt, in_text, source in facts["images"]:
-            path = re.search(r"[/\\]|\.(svg|png)$|^_?images", alt or "")
-            if alt is None or path or (in_text and not alt.strip()):
-                faults.append(f"{page}: {source} has the alt text {alt!r}")
+    for visit in light:
+        most = FRONT if visit.page == "book/index.html" else HEAVIEST
+        total = sum(visit.weights.values())
+        if total > most:
+            heavy = sorted(visit.weights.items(), key=lambda it: -it[1])[:5]
+            told = ", ".join(f"{file} {size / 1e3:.0f}" for file, size in heavy)
+            faults.append(
+                f"{visit.page}: {total / 1e3:.0f} kB, {most / 1e3:.0f} allowed: {told}"
+            )
+    report(faults)
+    assert sum(min(light, key=lambda it: sum(it.weights.values())).weights.values())
+
+
+def test_images_are_described(light):
+    """An alt text says what the figure shows: no path, nothing that is said twice."""
+    faults = []
+    for visit in light:
+        shown = {}
+        for alt, in_text, source, caption in visit.facts["images"]:
+            told = f"{visit.page}: {source} has the alt text {alt!r}"
+            alt = "a/path" if alt is None else alt.strip()
+            short = in_text and (len(alt) <= 30 or alt == caption.strip())
+            if short or re.search(r"[/\\]|\.(svg|png)$|^_?images", alt):
+                faults.append(told)
+            elif in_text and shown.setdefault(alt, source) != source:
+                faults.append(f"{told}, as has {shown[alt]}")
         faults += [
-            f"{page}: an unlabelled drawing" for it in facts["drawings"] if not it
+            f"{visit.page}: an unlabelled drawing"
+            for it in visit.facts["drawings"]
+            if not it
         ]
     report(faults)
+    assert sum(len(visit.facts["images"]) for visit in light) > len(light)
+
+
+def test_tables_have_headers(light):
+    tables = [(visit.page, table) for visit in light for table in visit.facts["tables"]]
+    report(
+        [
+            f"{page}: {heads} headers, {loose} of them without a scope: {text!r}"
+            for page, (heads, loose, text) in tables
+            if not heads or loose
+        ]
+    )
+    assert tables
 
 
 def test_headings_in_order(light):
     faults = []
-    for page, *_, facts in light:
+    for page, *_, facts, _ in light:
         levels = facts["headings"]
         if levels[:1] != [1] or levels.count(1) != 1:
             faults.append(f"{page}: headings of levels {levels}, not one h1 in front")
@@ -178,7 +233,7 @@ def test_headings_in_order(light):
 def test_links_within_the_book_resolve(light, site, server):
     ids = {v.page: set(v.facts["ids"]) for v in light}
     faults = []
-    for page, *_, facts in light:
+    for page, *_, facts, _ in light:
         for link in facts["links"]:
             address, anchor = urldefrag(link)
             if not address.startswith(server):
@@ -238,7 +293,7 @@ def test_a_page_loads_the_scripts_of_its_elements_and_no_others(light, site):
     ours = {path.name for path in (ROOT / "gpt2lib" / "static").glob("*.js")}
     ours |= {path.name for path in (site / "_static").glob("*.gpt2.js")}
     faults, seen = [], set()
-    for page, *_, facts in light:
+    for page, *_, facts, _ in light:
         wanted = {f"{name.removeprefix('gpt2-')}.js" for name in facts["elements"]}
         loaded = ours.intersection(facts["scripts"])
         if loaded != wanted:
@@ -319,11 +374,137 @@ def search(tab, words):
     return tab.locator("#search-results li a").all_text_contents()
 
 
-def test_search(server, browser):
+# Sphinx's own search, without its page: the documents found for each of some words.
+FOUND = """(terms) => terms.map((term) => {
+  const [, words, excluded, marked, objects] = Search._parseQuery(term);
+  const found = Search._performSearch(term, words, excluded, marked, objects);
+  return found.map((it) => it[0]);
+})"""
+
+
+def test_search_finds_the_words_of_the_glossary(server, browser):
     tab, faults = open_tab(browser, server)
     tab.goto(server + "book/index.html")
-    titles = search(tab, "causal mask")
-    assert any("Glossary" in title for title in titles)
+    assert any("Glossary" in title for title in search(tab, "causal mask"))
+    text = (ROOT / "book" / "glossary.md").read_text("utf-8")
+    entries = re.search(r"^```\{glossary\}\n(.*?)^```", text, re.M | re.S)[1]
+    terms = re.findall(r"^(?! )(.+)$", entries, re.M)
+    assert len(terms) > 50
+    found = dict(zip(terms, tab.evaluate(FOUND, terms), strict=True))
+    faults += [f"{t}: no glossary" for t in terms if "book/glossary" not in found[t]]
+    report(faults)
+
+
+def tab_to(tab, selector, most=400):
+    """Press Tab until the focus is on such an element, seen all the way; return it."""
+    for _ in range(most):
+        tab.keyboard.press("Tab")
+        seen, there = tab.evaluate(FOCUS, selector)
+        assert seen, f"the focus cannot be seen on the way to {selector}: {there}"
+        if there is True:
+            return tab.locator(":focus")
+    raise AssertionError(f"{most} times Tab do not lead to {selector}")
+
+
+# Whether the focus can be seen, and is on what is sought; or else what it is on.
+FOCUS = """async (selector) => {
+  await new Promise((done) => setTimeout(done, 0));
+  let here = document.activeElement;
+  while (here.shadowRoot?.activeElement) here = here.shadowRoot.activeElement;
+  if (here === document.body) return [true, "the page"];
+  const style = getComputedStyle(here), box = here.getBoundingClientRect();
+  const marked = (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0)
+    || style.boxShadow !== "none";
+  const inside = box.width > 0 && box.bottom > 0 && box.top < innerHeight;
+  return [marked && inside, here.matches(selector) || here.outerHTML.slice(0, 200)];
+}"""
+
+
+def test_all_by_keyboard(server, browser):
+    """From the front page, by Tab, Enter and arrows: all that there is to do."""
+    tab, faults = open_tab(browser, server)
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.emulate_media(reduced_motion="reduce")
+    tab.goto(server + "book/index.html")
+    skip = tab_to(tab, "*", most=1)
+    assert skip.inner_text() == "Skip to main content"
+    tab.keyboard.press("Enter")
+    tab_to(tab, 'article a[href*="phase0"]', most=20)
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/phase0_foundation.html")
+    tab_to(tab, ".dropdown-toggle")
+    menu = tab.locator(".dropdown-download-buttons .dropdown-menu")
+    tab.keyboard.press("Enter")
+    assert menu.is_visible()
+    tab_to(tab, ".dropdown-menu a", most=1)
+    tab.keyboard.press("Escape")
+    assert not menu.is_visible()
+    mode = tab_to(tab, ".theme-switch-button", most=1)
+    before = tab.evaluate("document.documentElement.dataset.mode")
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.documentElement.dataset.mode") != before
+    assert mode.is_visible(), "the focus is lost"
+    fold = tab_to(tab, "article details:not([open]) > summary")
+    tab.keyboard.press("Enter")
+    assert fold.evaluate("(summary) => summary.parentElement.open")
+    code = tab_to(tab, "article .copybtn").evaluate(COPIED)
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".copybtn.success")
+    assert tab.evaluate("navigator.clipboard.readText()").strip() == code.strip()
+    slider = tab_to(tab, 'article input[type="range"]')
+    value = slider.input_value()
+    tab.keyboard.press("ArrowRight")
+    assert slider.input_value() != value
+    tab.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
+    tab.goto(server + "book/reading.html")
+    tab_to(tab, ".search-button__button", most=20)
+    tab.keyboard.press("Enter")
+    tab.keyboard.type("residual stream")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#search-results li a")
+    tab_to(tab, "#search-results li a")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url(lambda address: "search.html" not in address)
+    report(faults)
+
+
+# The code that a button copies, as it stands on the page.
+COPIED = """(button) => button.closest(".highlight").querySelector("pre").innerText"""
+
+
+def test_code_is_copied_without_prompts(light):
+    """What is copied is the text of a block: so no block may hold a prompt."""
+    blocks = re.compile(r"^(?:\$ |>>> |\.\.\. |In ?\[\d*\]: ?).*", re.M)
+    report(
+        [
+            f"{visit.page}: {prompt!r} would be copied"
+            for visit in light
+            if not visit.page.startswith("gpt2lib/")
+            for prompt in blocks.findall("\n".join(visit.facts["copied"]))
+        ]
+    )
+    assert sum(len(visit.facts["copied"]) for visit in light) > len(light)
+
+
+# How many elements, or what stands before and after one, move or may start to.
+MOVING = """() => [...document.querySelectorAll("*")].flatMap((e) =>
+  [null, "::before", "::after"].map((part) => getComputedStyle(e, part))
+).filter((style) => style.animationName !== "none"
+  || style.transitionDuration.split(",").some((time) => parseFloat(time) > 0)
+  || style.scrollBehavior === "smooth").length"""
+
+
+def test_nothing_moves_for_who_asks_for_stillness(server, browser):
+    tab, faults = open_tab(browser, server)
+    tab.goto(server + "notebooks/phase0_foundation.html")
+    assert tab.evaluate(MOVING), "nothing moves for anybody: what is tested here?"
+    tab.emulate_media(reduced_motion="reduce")
+    assert not tab.evaluate(MOVING)
+    tab.reload()
+    slider = tab.locator("gpt2-explore input").first
+    value = slider.input_value()
+    tab.wait_for_timeout(300)
+    assert slider.input_value() == value
     report(faults)
 
 

@@ -39,6 +39,32 @@ const openTarget = () => {
 addEventListener("DOMContentLoaded", openTarget);
 addEventListener("hashchange", openTarget);
 
+// The theme takes the focus from some buttons; who came by keyboard keeps it.
+for (const button of document.querySelectorAll(
+  ".theme-switch-button, .primary-toggle, .secondary-toggle",
+)) {
+  button.addEventListener("click", (event) => event.detail || button.focus());
+}
+
+// The menu of downloads.
+for (const button of document.querySelectorAll('[data-bs-toggle="dropdown"]')) {
+  const both = button.parentElement;
+  const show = (open) => {
+    button.nextElementSibling.classList.toggle("show", open);
+    button.setAttribute("aria-expanded", open);
+  };
+  button.addEventListener("click", () => show(button.ariaExpanded !== "true"));
+  addEventListener("click", (event) => both.contains(event.target) || show(false));
+  both.addEventListener("focusout", (event) => {
+    if (event.relatedTarget && !both.contains(event.relatedTarget)) show(false);
+  });
+  both.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    show(false);
+    button.focus();
+  });
+}
+
 // Paper is light, and an answer on it cannot be unfolded.
 const root = document.documentElement;
 let before = null;

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from sphinx.util import logging
 
+from . import light
+
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parents[3] / "gpt2lib" / "static"
@@ -42,6 +44,11 @@ MENDS = [
         "",
     ),
     (
+        "81 kB of menus; site.js opens the one there is",
+        r"<(script|link)[^>]*/bootstrap\.js[^>]*>(</script>)?",
+        "",
+    ),
+    (
         SEARCH := "search runs on its own page",
         r'<script src="[^"]*(searchtools|language_data|searchindex)\.js"></script>',
         "",
@@ -57,6 +64,8 @@ MENDS = [
         r"\1",
     ),
     ("an empty cell heads nothing", r"<th[^>]*>(<p></p>)?</th>", "<td></td>"),
+    ("what it heads", r'<th (?=class="stub)', "<th scope=row "),
+    ("what it heads", r"<th(?=[ >])(?![^>]*scope=)", "<th scope=col"),
     (
         "a landmark for the book's title",
         r'(<div id="pst-primary-sidebar")',
@@ -70,6 +79,7 @@ MENDS = [
 ]
 UNUSED = [
     "_static/scripts/fontawesome.js*",
+    "_static/scripts/bootstrap.js*",
     "_static/vendor/fontawesome/webfonts/*",  # the style sheet draws the few icons
     "_static/**/*.map",
     "_static/*macros.html",
@@ -127,7 +137,8 @@ def plain_script(app, path):
 
     plain = Path(app.doctreedir) / "scripts" / path.name
     plain.parent.mkdir(parents=True, exist_ok=True)
-    plain.write_text(_element_script(path.stem), "utf-8")
+    script = _element_script(path.stem)
+    plain.write_text(re.sub(r"^\s+(//.*\n)?|^//.*\n", "", script, flags=re.M), "utf-8")
     return plain
 
 
@@ -181,3 +192,4 @@ def setup(app):
     app.connect("html-page-context", flatten_buttons, priority=900)
     app.connect("build-finished", write_model)
     app.connect("build-finished", mend_pages, priority=900)
+    light.setup(app)

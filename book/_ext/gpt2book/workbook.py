@@ -2,8 +2,9 @@
 
 - `{workbooks}`   the notebooks of `learner/`, their exercises and minutes
 - `{mutants}`     the mistakes that the checks were run against, phase by phase
+- `{mutation}`    how many changes at random they noticed, module by module
 
-Both are read from `gpt2lib/static/workbook.json` and `benchmarks/results/`.
+All are read from `gpt2lib/static/workbook.json` and `benchmarks/results/`.
 """
 
 import json
@@ -16,6 +17,7 @@ from .library import page_link
 
 LIST = "gpt2lib/static/workbook.json"
 MUTANTS = "benchmarks/results/mutants.json"
+MUTATION = "benchmarks/results/mutation.json"
 
 
 def table(heads, widths, rows, classes=()):
@@ -34,7 +36,7 @@ def table(heads, widths, rows, classes=()):
 
 
 class _Listed(SphinxDirective):
-    """What the two directives share: a file, and the names of its phases."""
+    """What the directives share: a file, and the names of its phases."""
 
     def read(self, file):
         self.env.note_dependency(file)
@@ -95,9 +97,32 @@ class Mutants(_Listed):
         return [nodes.paragraph(row[said], row[said]), place]
 
 
+class Mutation(_Listed):
+    """`{mutation}`: what became of spots that were changed at random, and a table."""
+
+    def run(self):
+        found = self.read(MUTATION)
+        everything = found["all"]
+        said = (
+            f"Of {found['spots']:,} spots, {everything['mutations']} were drawn and "
+            f"changed. {everything['equivalent']} changes cannot matter, as "
+            "tests/mutants/equivalent.toml explains. Of the others the checks noticed "
+            f"{everything['share killed']:.0%}. Measured by {found['command']}."
+        )
+        rows = []
+        for module, counts in found["modules"].items():
+            able = counts["mutations"] - counts["equivalent"]
+            noticed = counts["killed"] + counts["out of time"]
+            words = (f"gpt2lib.{module}", str(able), str(noticed))
+            rows.append([[nodes.paragraph(word, word)] for word in words])
+        heads = ("module", "changes that matter", "noticed")
+        return [nodes.paragraph(said, said), table(heads, (3, 2, 2), rows)]
+
+
 PAIRS = (("mistake", "cell"), ("message", "check"))
 
 
 def setup(app):
     app.add_directive("workbooks", Workbooks)
     app.add_directive("mutants", Mutants)
+    app.add_directive("mutation", Mutation)
