@@ -437,7 +437,7 @@ def report(mutations, spots, known, arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sample", type=int, default=400)
+    parser.add_argument("--sample", type=int, default=420)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all", action="store_true", help="draw nothing, run them all")
     parser.add_argument("--module")
@@ -491,7 +491,8 @@ def main():
             sys.stdout.flush()
 
     known = reasons()
-    told = report(results, spots, known, sys.argv[1:])
+    asked = (f"--{name} {getattr(given, name)}" for name in ("sample", "seed"))
+    told = report(results, spots, known, asked)
     for module, counts in told["modules"].items():
         print(f"{module:16}", *(f"{k} {v}," for k, v in counts.items()))
     unread = [s for s in told["survivors"] if "equivalent" not in s]
