@@ -10,9 +10,9 @@ from in_browser import PHONE, WIDE, open_tab
 
 PHASES = [path for path in NOTEBOOKS if path.stem.startswith("phase")]
 HOME = "notebooks/phase0_foundation.html"
-TITLE = "Where does the memory go?"
+TITLE = "Where does training memory go?"
 BEGIN = "gpt2-book/done/"
-KEY = f"{BEGIN}phase0_foundation#where-does-the-memory-go"
+KEY = f"{BEGIN}phase0_foundation#where-does-training-memory-go"
 STORED = """Object.fromEntries(Object.entries({...localStorage})
   .filter(([key]) => !["mode", "theme"].includes(key)))"""  # those are the theme's
 REFUSED = """Object.defineProperty(window, "localStorage", {

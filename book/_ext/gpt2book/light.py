@@ -19,6 +19,8 @@ from pygments.styles import get_style_by_name
 from pygments.token import STANDARD_TYPES, Operator, Text
 from sphinx.highlighting import PygmentsBridge
 
+MODES = ("light", "dark")
+
 # Code --------------------------------------------------------------------------------
 
 
@@ -51,7 +53,7 @@ def classes_by_look(names):
 
 def use_few_tags(app, config):
     options = config.html_theme_options
-    names = [options[f"pygments_{mode}_style"] for mode in ("light", "dark")]
+    names = [options.get(f"pygments_{mode}_style", "default") for mode in MODES]
     Lean.classes = classes_by_look(names)
     PygmentsBridge.html_formatter = Lean
 
