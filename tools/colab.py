@@ -169,7 +169,7 @@ def main():
             told = f"{ran.seconds:.0f} s, of which {ran.setup:.0f} s to install"
             print(f"{ran.name}: {told}", flush=True)
             faults += [f"{ran.name}: {ran.fault}"] if ran.fault else []
-    sys.exit("\n\n".join(faults))
+    sys.exit("\n\n".join(faults) or 0)
 
 
 if __name__ == "__main__":
