@@ -8,6 +8,7 @@ import pytest
 from conftest import NOTEBOOKS
 
 from tools.run_notebooks import clean
+from tools.slices import python_of
 
 TEXT = ("text/plain", "text/html")
 
@@ -26,10 +27,7 @@ def tags(cell):
 
 def python(cell):
     """Return the parsed cell, magics and shell lines left out."""
-    lines = cell.source.splitlines()
-    return ast.parse(
-        "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in lines)
-    )
+    return ast.parse(python_of(cell.source))
 
 
 def module_of(cell):

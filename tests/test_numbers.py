@@ -139,8 +139,8 @@ def stream(text):
 def glued(name, text):
     return {
         "output_type": "display_data",
-        "metadata": {"scrapbook": {"name": name}},
-        "data": {unbound.RECORD: text},
+        "metadata": {"scrapbook": {"name": name, "mime_prefix": "application/"}},
+        "data": {"application/text/plain": text},
     }
 
 

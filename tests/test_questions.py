@@ -8,15 +8,13 @@ from conftest import NOTEBOOKS, ROOT
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from gpt2book.questions import (
-    asserts,
-    glued,
     notebooks,
     questions_of,
-    read_cells,
-    section_of,
     to_this_folder,
     with_numbers,
 )
+
+from tools.sections import asserts, glued, place_of, read_cells, section_of
 
 # What the book is for; each must be asked in these words.
 HEART = [
@@ -45,7 +43,8 @@ def test_each_answer_leads_to_a_section_that_asserts(question):
     assert question.links, f"{question.notebook}: {question.text} leads nowhere"
     for notebook, anchor in question.links:
         cells = read_cells(ROOT / "notebooks" / f"{notebook}.ipynb")
-        assert any(map(asserts, section_of(cells, anchor))), (
+        first, last = section_of(cells, place_of(cells, anchor))
+        assert any(map(asserts, cells[first:last])), (
             f"{question.notebook}: the answer to {question.text!r} leads to "
             f"{notebook}#{anchor}, and no cell of that section asserts anything"
         )
@@ -90,12 +89,13 @@ BOOK = cells(
     [("a", "abcdefgh"), ("c", "cdefg"), ("e", "cdefg"), ("f", "efg"), ("h", "h")],
 )
 def test_a_section_ends_at_the_next_heading_of_its_rank(anchor, section):
-    assert "".join(cell["id"] for cell in section_of(BOOK, anchor)) == section
+    first, last = section_of(BOOK, place_of(BOOK, anchor))
+    assert "".join(cell["id"] for cell in BOOK[first:last]) == section
 
 
-def test_a_cell_that_is_not_there_has_no_section():
+def test_a_cell_that_is_not_there_has_no_place():
     with pytest.raises(KeyError, match="nowhere"):
-        section_of(BOOK, "nowhere")
+        place_of(BOOK, "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.sections import glued, section_of, source  # noqa: E402
+from tools.slices import python_of  # noqa: E402
+
 EXCEPTIONS = ROOT / "tests" / "not_measured.toml"
 SOURCES = ["notebooks/*.ipynb", "book/*.md", "README.md"]
 SOURCES += ["benchmarks/report*.py", "book/_ext/gpt2book/numbers.py"]  # they write it
@@ -174,10 +179,9 @@ def unbound(text, settings=()):
 
 def numbers_in(code):
     """Return the values of all numbers in Python, comments and strings apart."""
-    code = re.sub(r"^\s*[%!].*$", "pass", code, flags=re.MULTILINE)
     found = set()
     try:
-        for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        for token in tokenize.generate_tokens(io.StringIO(python_of(code)).readline):
             if token.type == tokenize.NUMBER:
                 number = ast.literal_eval(token.string)
                 found.add(number if isinstance(number, complex) else float(number))
@@ -188,27 +192,7 @@ def numbers_in(code):
 
 # Notebooks ----------------------------------------------------------------------------
 
-RECORD = "application/papermill.record/text/plain"
 GLUED = re.compile(r"\{glue(?::\w+)?\}`([^`:]+)[^`]*`")
-
-
-def source(cell):
-    return "".join(cell["source"])
-
-
-def section_of(cells, n):
-    """Return the first and last + 1 of the cells under the same heading as cell n."""
-    levels = [heading(cell) for cell in cells]
-    first = next((k for k in range(n, -1, -1) if levels[k]), 0)
-    above = levels[first] or 1
-    later = (k for k in range(first + 1, len(cells)) if 0 < levels[k] <= above)
-    return first, next(later, len(cells))
-
-
-def heading(cell):
-    """Return the level of the first heading in a cell, 0 without one."""
-    found = re.search(r"^(#+) ", source(cell), re.M)
-    return len(found[1]) if cell["cell_type"] == "markdown" and found else 0
 
 
 def printed(cell):
@@ -220,15 +204,6 @@ def printed(cell):
         parts.append("".join(data.get("text/plain", "")))
         parts.append(re.sub("<[^>]*>", " ", "".join(data.get("text/html", ""))))
     return "\n".join(parts)
-
-
-def glued(cell):
-    """Return {name: text} of what a cell glues."""
-    return {
-        output["metadata"]["scrapbook"]["name"]: "".join(output["data"][RECORD])
-        for output in cell.get("outputs", ())
-        if "scrapbook" in output.get("metadata", {}) and RECORD in output["data"]
-    }
 
 
 def check_notebook(file, text):
@@ -251,11 +226,11 @@ def check_notebook(file, text):
 def check_roles(place, text, above, first):
     """Yield roles whose name no cell above glues, or whose number none prints."""
     for match in GLUED.finditer(text):
-        makers = [cell for cell in above if match[1] in glued(cell)]
+        makers = [cell for cell in above if match[1] in glued([cell])]
         if not makers:
             yield Found(place, match[0], "no cell above it glues that name")
             continue
-        number = glued(makers[-1])[match[1]]
+        number = glued(makers[-1:])[match[1]]
         alone = re.compile(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)")
         shown = "\n".join(printed(cell) for cell in [makers[-1], *above[first:]])
         if not alone.search(shown):

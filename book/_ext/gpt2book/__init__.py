@@ -13,6 +13,11 @@
 - `pages`     scripts, style sheets, the trained model, mends of the finished pages
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[3]))  # of tools/
+
 from . import (
     cells,
     changes,

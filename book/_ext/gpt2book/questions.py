@@ -8,8 +8,6 @@ heading such as *Questions of this phase* has an entry for each:
 `tests/test_questions.py` holds each to its word: a section that is linked to asserts.
 """
 
-import ast
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,10 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
+from tools.sections import glued, headings, read_cells, source
+
 from .library import page_link
 
-HEADING = re.compile(r"^(#{1,6}) +(.+?)\s*$")
 LISTED = re.compile(r"Questions of this (phase|appendix)")
 ENTRY = re.compile(r"- \*(?P<question>[^*]+\?)\* +(?P<answer>\S.*)", re.DOTALL)
 LINK = re.compile(r"\]\((?P<page>[^)#\s]*)#(?P<anchor>[\w-]+)\)")
@@ -35,27 +34,6 @@ class Question:
     text: str
     answer: str
     links: tuple
-
-
-def read_cells(path):
-    return json.loads(path.read_text("utf-8"))["cells"]
-
-
-def source(cell):
-    return "".join(cell["source"])
-
-
-def headings(cell):
-    """Return the headings of a Markdown cell: number of line, level, title."""
-    found, fenced = [], False
-    if cell["cell_type"] != "markdown":
-        return found
-    for number, line in enumerate(source(cell).splitlines()):
-        fenced ^= line.lstrip().startswith(("```", "~~~"))
-        heading = None if fenced else HEADING.match(line)
-        if heading:
-            found.append((number, len(heading[1]), heading[2]))
-    return found
 
 
 def entries(cells):
@@ -87,44 +65,6 @@ def questions_of(path):
         found.append(
             Question(path.stem, *match.group("question", "answer"), tuple(links))
         )
-    return found
-
-
-def section_of(cells, anchor):
-    """Return the cells of the section in which the cell `anchor` stands.
-
-    It goes from the last heading at or before the start of that cell to the next one of
-    the same or a higher level. Raises `KeyError` where there is no such cell.
-    """
-    place = next((n for n, cell in enumerate(cells) if cell.get("id") == anchor), None)
-    if place is None:
-        raise KeyError(anchor)
-    marks = [
-        (number, line, level)
-        for number, cell in enumerate(cells)
-        for line, level, _ in headings(cell)
-    ]
-    before = [mark for mark in marks if mark[:2] <= (place, 0)]
-    start, line, level = max(before, default=(0, 0, 1))
-    ends = [mark[0] for mark in marks if mark > (start, line, 9) and mark[2] <= level]
-    return cells[start : ends[0] if ends else None]
-
-
-def asserts(cell):
-    """Whether a code cell holds an assertion."""
-    if cell["cell_type"] != "code":
-        return False
-    code = re.sub(r"^(\s*)[%!].*", r"\1pass", source(cell), flags=re.M)
-    return any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(code)))
-
-
-def glued(cells):
-    """Return the numbers that outputs offer to the prose: {key: text}."""
-    found = {}
-    for output in (output for cell in cells for output in cell.get("outputs", [])):
-        if record := output.get("metadata", {}).get("scrapbook"):
-            text = output["data"][f"{record['mime_prefix']}text/plain"]
-            found[record["name"]] = "".join(text)
     return found
 
 
