@@ -1,7 +1,7 @@
 """Time every notebook from a fresh kernel to its last cell; nothing is stored in them.
 
     python benchmarks/notebook_times.py                    all, minutes on two cores
-    python benchmarks/notebook_times.py phase0_foundation  one; the others' times stay
+    python benchmarks/notebook_times.py phase0_foundation  one; results are left alone
 
 A notebook runs as JupyterLab would run it, in its own folder, without the environment
 variable of the book. `seconds` has every run, the start of the kernel included.
@@ -54,14 +54,12 @@ def main():
         "machine": describe_machine(),
         "command": "python benchmarks/notebook_times.py",
         "load_before": round(os.getloadavg()[0], 2),
-        "notebooks": {},
+        "notebooks": {
+            name: measure(paths[name], args.runs) for name in args.names or paths
+        },
     }
-    if args.names and args.out.is_file():
-        results["notebooks"] = json.loads(args.out.read_text())["notebooks"]
-    for name in args.names or paths:
-        results["notebooks"][name] = measure(paths[name], args.runs)
-        found = dict(sorted(results["notebooks"].items()))
-        args.out.write_text(json.dumps(results | {"notebooks": found}, indent=1) + "\n")
+    if not args.names:
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
