@@ -57,8 +57,8 @@ def archive(folder):
 
 def environment(folder):
     """Make the environment, unless it is there; return its Python."""
-    python = folder / "bin" / "python"
-    if python.exists():
+    python, made = folder / "bin" / "python", folder / "made"
+    if made.exists():  # to its end
         return python
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     wanted = re.findall(r"^torch\b.*", (ROOT / "requirements.txt").read_text(), re.M)
@@ -66,9 +66,10 @@ def environment(folder):
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True)
     packages = Path(found.stdout.strip())
-    (packages / "google" / "colab").mkdir(parents=True)
+    (packages / "google" / "colab").mkdir(parents=True, exist_ok=True)
     (packages / "google" / "colab" / "__init__.py").write_text("")
     (packages / "colab.pth").write_text("import google.colab\n")
+    made.touch()
     return python
 
 
