@@ -105,9 +105,9 @@ class Mutation(_Listed):
         everything = found["all"]
         said = (
             f"Of {found['spots']:,} spots, {everything['mutations']} were drawn and "
-            f"changed. {everything['equivalent']} changes cannot matter, as "
-            "tests/mutants/equivalent.toml explains. Of the others the checks noticed "
-            f"{everything['share killed']:.0%}. Measured by {found['command']}."
+            f"changed. {everything['equivalent']} of the changes cannot matter: "
+            "`tests/mutants/equivalent.toml` says why. Of the others the checks "
+            f"noticed {everything['share killed']:.1%}. Measured by `{found['command']}`."
         )
         rows = []
         for module, counts in found["modules"].items():
@@ -116,7 +116,7 @@ class Mutation(_Listed):
             words = (f"gpt2lib.{module}", str(able), str(noticed))
             rows.append([[nodes.paragraph(word, word)] for word in words])
         heads = ("module", "changes that matter", "noticed")
-        return [nodes.paragraph(said, said), table(heads, (3, 2, 2), rows)]
+        return [*self.parse_text_to_nodes(said), table(heads, (3, 2, 2), rows)]
 
 
 PAIRS = (("mistake", "cell"), ("message", "check"))
