@@ -107,7 +107,8 @@ class Mutation(_Listed):
             f"Of {found['spots']:,} spots, {everything['mutations']} were drawn and "
             f"changed. {everything['equivalent']} of the changes cannot matter: "
             "`tests/mutants/equivalent.toml` says why. Of the others the checks "
-            f"noticed {everything['share killed']:.1%}. Measured by `{found['command']}`."
+            f"noticed {everything['share killed']:.1%}. "
+            f"Measured by `{found['command']}`."
         )
         rows = []
         for module, counts in found["modules"].items():
