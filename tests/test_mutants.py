@@ -6,7 +6,9 @@ import re
 import matplotlib
 import pytest
 
+from tools import mutation
 from tools.mutants import NAMED, RESULTS, notebook, run, what_its_check_says
+from tools.slices import Notebook
 
 matplotlib.use("Agg")
 pytestmark = pytest.mark.usefixtures("cells_leave_nothing")
@@ -46,3 +48,18 @@ def test_named_mutant_is_caught_by_its_check(stem, mutant):
 )
 def test_without_a_mistake_the_check_passes(stem, check):
     run(stem, [*notebook(stem).needs(check), check])
+
+
+def test_what_is_called_equivalent_is_a_change_that_can_be_drawn():
+    """Or an entry that no longer fits the code would lie there for good."""
+    known = mutation.reasons()
+    cells = {(module, cell) for module, cell, _, _ in known}
+    drawn = set()
+    for path in (mutation.ROOT / "notebooks").glob("*.ipynb"):
+        book = Notebook(path)
+        for cell, module in mutation.exported(book).items():
+            if (module, cell) in cells:
+                source = book.sources[cell]
+                changes = mutation.mutations_of(module, cell, source)
+                drawn |= {mutation.key(c) for c in changes if c.apply(source)}
+    assert set(known) <= drawn
