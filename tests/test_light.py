@@ -83,6 +83,20 @@ def test_a_drawing_keeps_its_references_colours_and_places():
     )
 
 
+def test_drawings_have_a_frame_and_a_size(tmp_path):
+    (tmp_path / "_images").mkdir()
+    (tmp_path / "_images" / "a.svg").write_text('<svg width="300pt" height="150.2pt">')
+    images = ['<img alt="a" src="../_images/a.svg" />', '<img src="b.png">']
+    page = tmp_path / "page.html"
+    page.write_text("".join(images))
+    for _ in range(2):  # a page that was not written anew has its frames
+        light.frame_drawings(tmp_path)
+        assert page.read_text() == (
+            '<span class="drawing" style="--drawn:400px"><img width="400" height="200" '
+            f'alt="a" src="../_images/a.svg" /></span>{images[1]}'
+        )
+
+
 def sending(text):
     return lambda route: route.fulfill(body=text, content_type="text/css")
 

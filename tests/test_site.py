@@ -71,6 +71,12 @@ def alike(name):
     return name.startswith("gpt2lib/") and name != "gpt2lib/config.html"
 
 
+# Drawings on a phone: words, share of the drawn size, whether keys scroll a wide one.
+DRAWINGS = """() => [...document.querySelectorAll(".drawing > img")].map((e) => {
+  const frame = e.parentElement, wide = frame.scrollWidth > frame.clientWidth + 1;
+  return [e.alt.slice(0, 40), e.width / e.naturalWidth, !wide || frame.tabIndex === 0];
+})"""
+
 # What waits for a reader to come near is asked for, too.
 ALL = """async () => {
   for (const it of document.querySelectorAll("[loading=lazy]")) it.loading = "eager";
@@ -90,8 +96,9 @@ def visit(tab, faults, weights, base, name):
     tab.evaluate(UNFOLD)
     tab.evaluate(ALL)
     narrow = tab.evaluate("document.documentElement.scrollWidth")
+    small = tab.evaluate(DRAWINGS)
     tab.set_viewport_size(WIDE)
-    facts = tab.evaluate(FACTS)
+    facts = tab.evaluate(FACTS) | {"small": small}
     weighed = {file.removeprefix(base): size for file, size in weights.items()}
     tab.evaluate(AXE_SCRIPT)
     everything = name == "gpt2lib/config.html"
@@ -168,6 +175,14 @@ def test_no_sideways_scroll_on_a_phone(light):
             if v.narrow > PHONE["width"]
         ]
     )
+
+
+def test_drawings_can_be_read_on_a_phone(light):
+    """Letters of 12 pixels keep 7; what is wider than the page scrolls, by keys too."""
+    drawings = [(v.page, *drawing) for v in light for drawing in v.facts["small"]]
+    assert len(drawings) > 30
+    report([f"{p}: {a}: {size:.2f}" for p, a, size, _ in drawings if size < 0.6])
+    report([f"{p}: {a}: no keys" for p, a, _, reached in drawings if not reached])
 
 
 def test_pages_are_light(light):

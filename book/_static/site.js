@@ -17,7 +17,7 @@ for (const unseen of document.querySelectorAll("svg title, svg desc")) {
 }
 
 // What scrolls sideways can be reached and scrolled with the keyboard.
-const wide = ".math, pre, .output, .pst-scrollable-table-container";
+const wide = ".math, pre, .output, .drawing, .pst-scrollable-table-container";
 const markScrollable = () => {
   for (const element of document.querySelectorAll(wide)) {
     const scrolls = element.scrollWidth > element.clientWidth + 1;

@@ -6,6 +6,7 @@ whose classes no page and no script holds; of Matplotlib's drawings, what is not
 of their pictures, the colours that no point has.
 """
 
+import functools
 import io
 import re
 from base64 import b64decode, b64encode
@@ -114,6 +115,9 @@ def drop_unused_rules(out, sheets):
 
 UNDRAWN = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|(?<=>)\s+(?=<)", re.S)
 NAMED = re.compile(r'((?:href="|url\()#)([\w-]+)')
+IMAGE = re.compile(
+    r'(?<!px">)<img(?=[^>]*src="(?:\.\./)*(_images/[^"]+\.svg)")[^>]*>'
+)  # unframed
 PLACES = re.compile(r'(?<= )(?:d|points|transform|x|y)="[^"]+"')
 
 
@@ -162,6 +166,26 @@ def shorten_drawings(out):
             path.write_text(short_drawing(svg), "utf-8")
 
 
+def frame_drawings(out):
+    """Say how large each drawing is: nothing jumps, and a phone can scroll it."""
+
+    @functools.cache
+    def size(name):
+        head = Path(out, name).read_text("utf-8")[:2000]
+        sides = dict(re.findall(r' (width|height)="([\d.]+)pt"', head))
+        return [round(float(sides[side]) * 4 / 3) for side in ("width", "height")]
+
+    def framed(image):
+        width, height = size(image[1])
+        tag = image[0].replace("<img", f'<img width="{width}" height="{height}"')
+        return f'<span class="drawing" style="--drawn:{width}px">{tag}</span>'
+
+    for path in out.rglob("*.html"):
+        text = path.read_text("utf-8")
+        if (new := IMAGE.sub(framed, text)) != text:
+            path.write_text(new, "utf-8")
+
+
 SHEETS = ["_static/styles/*.css", "_static/*.css"]
 
 
@@ -170,6 +194,7 @@ def lighten(app, error):
     if error or app.builder.name != "html":
         return
     out = Path(app.outdir)
+    frame_drawings(out)
     drop_unused_rules(out, SHEETS)
     shorten_drawings(out)
 
