@@ -47,7 +47,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-os.environ |= {"GPT2LIB_BOOK": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
 from cosmic_ray.ast import ast_nodes, get_ast  # noqa: E402
 from cosmic_ray.mutating import mutate_code  # noqa: E402
@@ -453,6 +452,7 @@ def main():
     parser.add_argument("--verbose", action="store_true", help="tell each fate")
     given = parser.parse_args()
 
+    os.environ |= {"GPT2LIB_BOOK": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     known = reasons()
     mutations, home, sources = [], {}, {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):

@@ -172,10 +172,12 @@ def frame_drawings(out):
     @functools.cache
     def size(name):
         head = Path(out, name).read_text("utf-8")[:2000]
-        sides = dict(re.findall(r' (width|height)="([\d.]+)pt"', head))
-        return [round(float(sides[side]) * 4 / 3) for side in ("width", "height")]
+        points = re.search(r' width="([\d.]+)pt" height="([\d.]+)pt"', head)
+        return points and [round(float(side) * 4 / 3) for side in points.groups()]
 
     def framed(image):
+        if not size(image[1]):  # no drawing of Matplotlib's
+            return image[0]
         width, height = size(image[1])
         tag = image[0].replace("<img", f'<img width="{width}" height="{height}"')
         return f'<span class="drawing" style="--drawn:{width}px">{tag}</span>'
