@@ -41,8 +41,8 @@ def fit(
                 batch = next(batches)
             except StopIteration:
                 raise ValueError(
-                    f"batches ended at step {step}: {n_steps} steps from {first_step} "
-                    f"need {(n_steps - first_step) * accumulate} batches"
+                    f"batches ended at step {step}: to finish step {n_steps - 1}, "
+                    f"{(n_steps - first_step) * accumulate} are needed"
                 ) from None
             loss = compute_loss(batch) / accumulate
             loss.backward()
