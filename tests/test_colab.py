@@ -1,17 +1,21 @@
 """The set-up cell: nothing here, all that is needed in Colab; then Colab, imitated."""
 
+import ast
 import re
 import sys
 import tomllib
 import types
+from importlib.metadata import packages_distributions, requires
 
 import nbformat
 import pytest
 from conftest import NOTEBOOKS, ROOT
 from IPython.core.inputtransformer2 import TransformerManager
+from packaging.requirements import Requirement
 
 from tools.address import address
-from tools.colab import imitate
+from tools.colab import BROUGHT, imitate
+from tools.slices import python_of
 
 
 class Shell:
@@ -47,7 +51,7 @@ def test_the_set_up_cell_does_nothing_here(set_up):
 def test_the_set_up_cell_installs_library_and_data_in_colab(colab, set_up):
     library, data = set_up
     where = f"https://github.com/{address(ROOT)}/archive/refs/heads/main.zip"
-    assert library == f"pip install -q {where}"
+    assert library == f'pip install -q "gpt2lib[notebooks] @ {where}"'
     pinned = re.findall(r"^[\w-]+==\S+", requirements("requirements-data.txt"), re.M)
     assert pinned
     assert data.split() == ["pip", "install", "-q", "--no-deps", *pinned]
@@ -63,6 +67,44 @@ def test_the_library_pins_nothing_and_caps_nothing():
         assert re.fullmatch(r"[\w-]+>=[\d.]+", wanted), (
             f"{wanted}: Colab would replace its own version, which may be newer"
         )
+
+
+def installed_with(names):
+    """Return these packages and what they bring, by the names they have here."""
+    found, new = set(), {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+    while new:
+        found |= new
+        needed = [Requirement(r) for name in new for r in requires(name) or ()]
+        # What a condition asks for, another Python or an extra, may be missing here.
+        new = {re.sub(r"[-_.]+", "-", r.name).lower() for r in needed if not r.marker}
+        new -= found
+    return found
+
+
+def test_what_notebooks_import_is_there_in_colab():
+    project = tomllib.loads(requirements("pyproject.toml"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["notebooks"]]
+    there = installed_with([*(Requirement(one).name for one in asked), *BROUGHT])
+    owners, missing = packages_distributions(), set()
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code" and cell.id != "setup":
+                for name in imported(ast.parse(python_of(cell.source))):
+                    if name in sys.stdlib_module_names or name == "gpt2lib":
+                        continue
+                    packages = {re.sub(r"[-_.]+", "-", o).lower() for o in owners[name]}
+                    if not packages & there:
+                        missing.add(f"{path.name}, {cell.id}: {name}")
+    assert not missing
+
+
+def imported(tree):
+    """Yield the first part of the name of each module that a program imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
 
 
 @pytest.mark.slow
