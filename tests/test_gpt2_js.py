@@ -1672,7 +1672,7 @@ def test_work_is_that_of_the_new_positions(page, talk, models, useCache):
         return L * (12 * C * C * (end - start) + 2 * C * reads)
 
     text = text_of(config, [(7 * i) % V for i in range(120)])
-    before = 0
+    before, times = 0, []
     for end in (1, 2, 17, 18, 60, 120, 120, 119):
         work = read_text(page, text[:end], useCache=useCache)["work"]
         start = min(before, end - 1) if useCache else 0
@@ -1681,8 +1681,10 @@ def test_work_is_that_of_the_new_positions(page, talk, models, useCache):
         assert (
             cost(start, end) + V * C <= work["multiplyAdds"] <= cost(start, end) + heads
         )
-        assert work["milliseconds"] > 0
+        times.append(work["milliseconds"])
         before = end
+    assert min(times) >= 0  # the browser's clock may stand still for a short reading
+    assert max(times) > 0
 
 
 def test_heads_off_in_readings(page, talk, models):
