@@ -6,12 +6,14 @@ import sys
 import tomllib
 import types
 from importlib.metadata import packages_distributions, requires
+from itertools import chain
 
 import nbformat
 import pytest
 from conftest import NOTEBOOKS, ROOT
 from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tools.address import address
 from tools.colab import BROUGHT, imitate
@@ -63,7 +65,8 @@ def requirements(name):
 
 def test_the_library_pins_nothing_and_caps_nothing():
     project = tomllib.loads(requirements("pyproject.toml"))["project"]
-    for wanted in project["dependencies"]:
+    extras = project["optional-dependencies"].values()
+    for wanted in chain(project["dependencies"], *extras):
         assert re.fullmatch(r"[\w-]+>=[\d.]+", wanted), (
             f"{wanted}: Colab would replace its own version, which may be newer"
         )
@@ -71,12 +74,12 @@ def test_the_library_pins_nothing_and_caps_nothing():
 
 def installed_with(names):
     """Return these packages and what they bring, by the names they have here."""
-    found, new = set(), {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+    found, new = set(), set(map(canonicalize_name, names))
     while new:
         found |= new
         needed = [Requirement(r) for name in new for r in requires(name) or ()]
         # What a condition asks for, another Python or an extra, may be missing here.
-        new = {re.sub(r"[-_.]+", "-", r.name).lower() for r in needed if not r.marker}
+        new = {canonicalize_name(r.name) for r in needed if not r.marker}
         new -= found
     return found
 
@@ -92,8 +95,7 @@ def test_what_notebooks_import_is_there_in_colab():
                 for name in imported(ast.parse(python_of(cell.source))):
                     if name in sys.stdlib_module_names or name == "gpt2lib":
                         continue
-                    packages = {re.sub(r"[-_.]+", "-", o).lower() for o in owners[name]}
-                    if not packages & there:
+                    if not there.intersection(map(canonicalize_name, owners[name])):
                         missing.add(f"{path.name}, {cell.id}: {name}")
     assert not missing
 
