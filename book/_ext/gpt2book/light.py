@@ -3,7 +3,8 @@
 A reader sees one difference: in code, names, brackets and operators have the colour of
 the page's text, and no tag of their own. Of the theme's style sheets, those rules go
 whose classes no page and no script holds; of Matplotlib's drawings, what is not drawn;
-of their pictures, the colours that no point has.
+of their pictures, the colours that no point has. And each drawing says how large it
+is, so that a page stands still while it loads, and a phone can let it scroll.
 """
 
 import functools
@@ -115,9 +116,8 @@ def drop_unused_rules(out, sheets):
 
 UNDRAWN = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|(?<=>)\s+(?=<)", re.S)
 NAMED = re.compile(r'((?:href="|url\()#)([\w-]+)')
-IMAGE = re.compile(
-    r'(?<!px">)<img(?=[^>]*src="(?:\.\./)*(_images/[^"]+\.svg)")[^>]*>'
-)  # unframed
+# A drawing that has no frame yet.
+IMAGE = re.compile(r'(?<!px">)<img(?=[^>]*src="(?:\.\./)*(_images/[^"]+\.svg)")[^>]*>')
 PLACES = re.compile(r'(?<= )(?:d|points|transform|x|y)="[^"]+"')
 
 
@@ -167,7 +167,7 @@ def shorten_drawings(out):
 
 
 def frame_drawings(out):
-    """Say how large each drawing is: nothing jumps, and a phone can scroll it."""
+    """Write the size of each drawing into its tag, and a frame around it."""
 
     @functools.cache
     def size(name):
