@@ -528,7 +528,11 @@ def shown(p):
 
 
 def cells(table):
-    """The rows of a table as they are read, the headings left out."""
+    """The rows of a table as they are read, the headings left out.
+
+    A table that unfolds gets its rows when the browser says so, not at the click.
+    """
+    table.locator("tbody tr").first.wait_for(state="attached")
     return table.evaluate("""table => [...table.tBodies[0].rows].map((row) =>
       [...row.cells].map((cell) => cell.innerText))""")
 

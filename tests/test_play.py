@@ -1042,7 +1042,9 @@ def test_q_k_and_v_of_a_pair(show):
     columns = [q[i], k[j], q[i] * k[j], v[j], weight * v[j]]
     texts = """table => [...table.tBodies[0].rows].map((row) =>
       [...row.cells].map((cell) => cell.textContent.replace("\u2212", "-")))"""
-    rows = panel.element.locator("table.whole").first.evaluate(texts)
+    by_feature = panel.element.locator("table.whole").first
+    by_feature.locator("tbody tr").first.wait_for()
+    rows = by_feature.evaluate(texts)
     assert [row[0] for row in rows] == [str(n) for n in range(len(q[i]))]
     for row, expected in zip(rows, zip(*columns, strict=True), strict=True):
         shown = [float(cell) for cell in row[1:]]
