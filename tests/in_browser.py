@@ -222,6 +222,24 @@ def shown_in(browser, folder, element):
         tab.context.close()
 
 
+# In a narrow panel a bar goes below its row, as wide as the table. Safari places
+# nothing by a row: a bar that relies on it lands at the top of the page.
+ASTRAY = """(host) => {
+  const rows = [...host.shadowRoot.querySelectorAll("tbody tr")];
+  return rows.filter((row) => row.checkVisibility()).filter((row) => {
+    const track = row.querySelector(".track");
+    if (!track || getComputedStyle(track).position !== "absolute") return false;
+    const parts = [row.closest("table"), row, track];
+    const [table, line, bar] = parts.map((e) => e.getBoundingClientRect());
+    const text = document.createRange();
+    text.selectNodeContents(row.cells[0]);
+    return track.offsetParent.localName === "tr" || bar.height < 8 ||
+      bar.top < text.getBoundingClientRect().bottom - 1 || bar.bottom > line.bottom ||
+      Math.abs(bar.left - table.left) > 1 || Math.abs(bar.right - table.right) > 1;
+  }).map((row) => row.innerText);
+}"""
+
+
 # Renders a module with a stand-in for a widget's model: `window.model`, what was saved,
 # what is listened to, and how to leave.
 MODEL = """async ([source, state]) => {

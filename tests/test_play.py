@@ -20,6 +20,7 @@ import torch
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import HOSTILE, NOTEBOOKS, ROOT
 from in_browser import (
+    ASTRAY,
     PAGE,
     STATIC,
     WRONG,
@@ -774,7 +775,7 @@ def test_step_stream_stop_and_reset(over, show):
     panel.wait_for_next(text)
     until(panel.tab, lambda: check_lens(panel, text))
     panel.tab.wait_for_timeout(700)
-    assert re.match(r"added \d+ tokens\. Likeliest next: ", panel.said)
+    assert re.match(r"added [\d,]+ tokens\. Likeliest next: ", panel.said)
 
     panel.slider("temperature").fill("0.5")
     panel.button("Reset").click()
@@ -1487,6 +1488,7 @@ def test_looks(show, theme):
         tab.set_viewport_size({"width": width, "height": 900})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert_fits(panel)
+        assert panel.element.evaluate(ASTRAY) == []
         assert panel.element.evaluate(SMALL) == []
         if width in (390, 1280):
             assert tab.evaluate(AXE) == []
@@ -1500,6 +1502,7 @@ def test_looks_at_first(show):
         assert panel.tab.evaluate(AXE) == []
         assert panel.tab.evaluate("document.documentElement.scrollWidth") <= 390
         assert_fits(panel)
+        assert panel.element.evaluate(ASTRAY) == []
 
 
 def test_the_other_theme_comes_while_it_is_there(show):

@@ -10,6 +10,7 @@ import traitlets
 from axe_playwright_python.base import AXE_SCRIPT
 from conftest import HOSTILE, NOTEBOOKS
 from in_browser import (
+    ASTRAY,
     MODEL,
     PHONE,
     STATIC,
@@ -443,6 +444,7 @@ def test_tokens_of_any_script_stay_in_their_place(book, show, width):
         .filter((box) => box.left < panel.left || box.right > panel.right).length;
     }""")
     assert edges == 0
+    assert tab.locator("gpt2-sampling-panel").evaluate(ASTRAY) == []
     cells = tab.locator(".panel tbody th").evaluate_all(
         "ths => ths.filter(e => e.checkVisibility())"
         ".map((e) => e.nextSibling.getBoundingClientRect().left)"

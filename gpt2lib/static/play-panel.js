@@ -242,10 +242,12 @@ const STYLE = `
     .next thead th { white-space: normal; }
     .next .key { display: block; margin-inline: auto 0; }
     .next .token { max-inline-size: 5.5rem; }
-    .next tbody tr { position: relative; } /* bars go below, over the whole width */
+    /* Bars go below, over the whole width: of the table, as Safari places none by its row. */
+    .next { position: relative; }
     .next tbody :is(th, td) { padding-block-end: 1.1rem; }
+    .next tbody td:last-child { vertical-align: bottom; }
     .next thead th:last-child { display: none; }
-    .next .track { position: absolute; inset: auto 0 0.3rem; block-size: 0.7rem; }
+    .next .track { position: absolute; inset-inline: 0; block-size: 0.7rem; }
     .next .track .after { inset-block: 0.15rem; }
     .lens .more { display: none; }
     .lens thead th { white-space: normal; }

@@ -156,12 +156,13 @@ const STYLE = `
   @container (max-width: 30rem) {
     th, td { padding-inline-end: 0.6rem; }
     tbody th { max-inline-size: 5.25rem; }
-    tbody tr { position: relative; } /* bars go below, over the whole width */
-    tbody :is(th, td) { padding-block-end: 1.1rem; }
+    /* Bars go below, over the whole width: of the table, as Safari places none by its row. */
+    table { position: relative; }
+    tbody :is(th, td) { padding-block-end: 1.1rem; vertical-align: bottom; }
     .others th { min-inline-size: 5.25rem; }
     .wide > div { display: block; }
     .one { display: none; }
-    .track { position: absolute; inset-inline: 0; inset-block-end: 0.3rem; block-size: 0.75rem; }
+    .track { position: absolute; inset-inline: 0; block-size: 0.75rem; }
     .track .after { inset-block: 0.15rem; }
   }
   @media (prefers-reduced-motion: no-preference) {
