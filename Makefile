@@ -33,6 +33,7 @@ test: install lint ## Check everything that CI checks
 
 test-all: test ## Check that, and what is slow and rarely tells
 	@echo "== Running the slow tests"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
 	@$(BIN)/pytest -q -m slow
 	@echo "== Changing the library, spot by spot, to see whether checks notice"
 	@$(BIN)/python tools/mutation.py --check -n 2
