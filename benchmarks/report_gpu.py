@@ -11,9 +11,10 @@ TRAINING = """\
 Measured on {date} on one {gpu}, with Python {python}, torch {torch}, CUDA {cuda} and
 `transformers` {transformers}.
 
-**A run.** The preset `shakespeare-gpu` has nanoGPT's settings for a GPU but one:
-{steps:,} steps in place of {long_steps:,}. It ends at {loss:.3f} nats a character after
-{seconds:.0f} s, compiling included, {wall:.0f} s with all that the command does. With
+**A run.** The preset `shakespeare-gpu` has nanoGPT's settings for a GPU but two:
+biases, which nanoGPT leaves out, and {steps:,} steps in place of {long_steps:,}. It
+ends at {loss:.3f} nats a character after {seconds:.0f} s, compiling included,
+{wall:.0f} s with all that the command does. With
 {long_steps:,} steps the loss is lowest at step {best_step:,}, {best:.3f}, and
 {long_loss:.3f} in the end: {theirs} parameters learn our text by heart. We chose
 {steps:,} by an earlier such run, lowest with {earlier:.3f} at step {earlier_step:,}.

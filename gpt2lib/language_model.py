@@ -27,10 +27,14 @@ def _check_tokens(tokens, config, start):
         )
     end = start + tokens.size(1)
     if config.position == "learned" and end > config.block_size:
-        cached = f", {start} of them in the cache: reset() it and" if start else ":"
+        last = config.block_size
+        advice = f": keep the last ones, tokens[:, -{last}:]"
+        if start:
+            advice = (
+                f", {start} of them cached: reset() and read the text's last {last}"
+            )
         raise ValueError(
-            f"tokens must end within block_size, {config.block_size} positions, "
-            f"got {end}{cached} keep the last ones, tokens[:, -{config.block_size}:]"
+            f"tokens must end within block_size, {last} positions, got {end}{advice}"
         )
 
 # %% ../notebooks/phase3_language_model.ipynb #model-class

@@ -32,7 +32,7 @@ _MATRICES = {  # theirs: (ours, inputs in units of C, outputs in units of C)
 def checkpoint_layout(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return their name -> (our name, their shape) for each tensor of a checkpoint.
 
-    Their names as in OpenAI's files; `transformers` writes `transformer.` before each.
+    Their names as in the hub's GPT-2; `transformers` writes `transformer.` before each.
     """
     C = config.n_embd
     layout = {"wte.weight": ("token_embedding.weight", (config.vocab_size, C))}
@@ -296,6 +296,11 @@ def _download(name):
         snapshot_download(name, allow_patterns=["model-*.safetensors"])
     elif not (folder / "model.safetensors").is_file():
         snapshot_download(name, allow_patterns=["pytorch_model.bin"])
+    return folder
+
+
+def _check_download(folder):
+    """Raise `ValueError` if a file is not what its name, a checksum, says it is."""
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         digest = path.resolve().name  # of large files, in the hub's cache
         if re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -303,7 +308,6 @@ def _download(name):
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != digest:
                 raise ValueError(f"{path} is damaged: delete it, then load it again")
-    return folder
 
 # %% ../notebooks/phase3_language_model.ipynb #find-checkpoint
 def find_checkpoint(name_or_folder) -> Path:
@@ -320,12 +324,12 @@ def find_checkpoint(name_or_folder) -> Path:
         if isinstance(name_or_folder, Path) or not _HUB_NAME.fullmatch(name):
             raise
         try:
-            return _download(name)
-        except ValueError:
-            raise
+            folder = _download(name)
         except Exception as cause:  # the hub's client raises what its network raises
             raise FileNotFoundError(
                 f"{error}. Nor did the Hugging Face hub give it "
                 f"({type(cause).__name__}): check the name and the network, or give "
                 "the path of a folder with config.json and model.safetensors"
             ) from cause
+        _check_download(folder)
+        return folder

@@ -73,9 +73,9 @@ def _check_knobs(temperature, top_k, top_p):
     """Raise `ValueError` unless the knobs of sampling are possible; None is none."""
     if not _is_number(temperature) or not 0 < temperature <= sys.float_info.max:
         zero = _is_number(temperature) and temperature == 0
-        hint = ": for the most probable token say greedy=True" if zero else ""
+        hint = ": for the most probable token say greedy=True instead" if zero else ""
         raise ValueError(
-            f"temperature must be a number above 0, got {temperature!r}{hint}"
+            f"temperature must be a finite number above 0, got {temperature!r}{hint}"
         )
     if top_k is not None:
         _check_top_k(top_k)

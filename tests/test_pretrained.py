@@ -427,6 +427,14 @@ def test_without_a_network_one_sentence_says_what_to_do(monkeypatch):
         GPT2LMHeadModel.from_pretrained("gpt2")
 
 
+@pytest.mark.parametrize("name", ["gpt2-", "gpt--2", "my..model", "x.git"])
+def test_a_name_that_the_hub_refuses_is_not_found(name):
+    with pytest.raises(
+        FileNotFoundError, match=r"\(HFValidationError\): check the name"
+    ):
+        find_checkpoint(name)
+
+
 @pytest.mark.parametrize("name", [Path("gpt2"), "./gpt2", "a/b/c", "../x", "~/gpt2"])
 def test_a_path_is_never_asked_of_the_hub(monkeypatch, tmp_path, name):
     def forbidden(name, allow_patterns):

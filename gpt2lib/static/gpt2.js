@@ -479,7 +479,7 @@ export const keep_nucleus = (logits, top_p) => {
 // null stands for no knob, as None does in Python.
 const check_knobs = (temperature, top_k, top_p) => {
   if (!(temperature > 0 && temperature < Infinity)) {
-    throw new Error(`temperature must be a number above 0, got ${temperature}`);
+    throw new Error(`temperature must be a finite number above 0, got ${temperature}`);
   }
   if (top_k !== null && !(Number.isInteger(top_k) && top_k >= 1)) {
     throw new Error(`top_k must be an integer from 1 on, got ${top_k}`);
