@@ -213,6 +213,7 @@ def loss_by_position(logits: Tensor, tokens: Tensor) -> Tensor:
     Its mean is `next_token_loss`, and it raises what that raises.
     """
     _check_targets(logits, tokens)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(
         logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction="none"
     )

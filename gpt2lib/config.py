@@ -122,7 +122,8 @@ def memory_by_part(
 
     `batch_size` texts of `n_tokens` tokens (default: `block_size`). Activations are
     what autograd keeps, for this library's model without dropout and with an attention
-    kernel that does not store the T x T matrix.
+    kernel that does not store the T x T matrix. What lives for a moment is left out:
+    at the loss, two more numbers for each token and entry of the vocabulary.
     """
     T = _whole("n_tokens", config.block_size if n_tokens is None else n_tokens)
     B = _whole("batch_size", batch_size)

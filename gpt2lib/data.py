@@ -104,7 +104,12 @@ def prepare(paths, folder, tokenizer: BPETokenizer | None = None) -> Path:
     for no file, one that is empty or no UTF-8, or a folder that holds something;
     nothing is written then.
     """
+    if isinstance(paths, str | Path):
+        raise TypeError(f"paths must be a list of paths, got one: {str(paths)!r}")
     tokenizer, folder = tokenizer or BPETokenizer.gpt2(), Path(folder)
+    if not isinstance(tokenizer, BPETokenizer):  # others have no end of text
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer must be a BPETokenizer, got {kind}")
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"two bytes cannot number {tokenizer.vocab_size} tokens")
     if folder.exists() and any(folder.iterdir()):

@@ -14,8 +14,9 @@ from .config import GPT2Config
 # %% ../notebooks/phase2_tokens.ipynb #check-indices
 def _check_indices(name, indices, n_rows, field):
     """Raise unless `indices` are integers from 0 to `n_rows - 1`, at least 1-D."""
-    kind = getattr(indices, "dtype", type(indices).__name__)
-    if not isinstance(indices, Tensor) or kind not in (torch.int64, torch.int32):
+    is_tensor = isinstance(indices, Tensor)
+    kind = indices.dtype if is_tensor else type(indices).__name__
+    if not is_tensor or kind not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must be a tensor of int64 or int32, got {kind}")
     if indices.dim() == 0:
         raise ValueError(f"{name} must have at least one dimension, got a number")

@@ -139,8 +139,10 @@ def _frame(result, alt, top, spec):
     if isinstance(result, str):
         return {"text": result, "alt": alt} if alt else {"text": result}
     if isinstance(result, dict):
-        if not result or min(result.values()) < 0:
-            raise ValueError(f"explore: bars need numbers of 0 or more, got {result}")
+        if not result or not all(0 <= n < float("inf") for n in result.values()):
+            raise ValueError(
+                f"explore: bars need finite numbers of 0 or more, got {result}"
+            )
         first = max(result, key=result.get)
         top = top or result[first] or 1
         bars = [

@@ -116,7 +116,10 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """The number of positions read so far, the same for all layers."""
+        """The number of positions read so far, the same for all layers.
+
+        A model sets it. The way back is `reset`: what a text outgrew is kept no more.
+        """
         return self.layers[0].length
 
     @length.setter

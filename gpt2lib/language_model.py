@@ -128,6 +128,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     match, for T below 2 and for a token out of range (checked on the CPU).
     """
     _check_targets(logits, tokens)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = torch.full_like(tokens, _NO_TARGET, dtype=torch.int64)  # (B, T)
     targets[:, :-1] = tokens[:, 1:]
     return nn.CrossEntropyLoss()(logits.flatten(0, 1), targets.flatten())

@@ -50,6 +50,7 @@ class Linear(nn.Linear):
             and x.numel() > 0
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
+            and self.weight.shape == (self.out_features, self.in_features)
             and self.weight.numel() >= _LARGE
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")

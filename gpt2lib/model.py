@@ -25,7 +25,8 @@ def initialise_weights(model: nn.Module, n_layer: int):
         if isinstance(module, nn.Linear):
             std = 0.02 / math.sqrt(2 * n_layer) if name.endswith("proj") else 0.02
             nn.init.normal_(module.weight, std=std)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 # %% ../notebooks/phase1_components.ipynb #model-class
 class GPT2Model(nn.Module):

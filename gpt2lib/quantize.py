@@ -49,6 +49,9 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     is rounded, the embedding that it came from stays. Raises `ValueError` if a weight
     is not finite.
     """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"weights must be finite to be rounded, {name} is not")
     model = copy.deepcopy(model).to("cpu", torch.float32).requires_grad_(False)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

@@ -105,7 +105,10 @@ class CharTokenizer:
         return "".join(self.characters[i] for i in _check_ids(ids, self.vocab_size))
 
     def save(self, folder) -> None:
-        """Write `characters.json` into `folder`, made if missing."""
+        """Write `characters.json` into `folder`, made if missing.
+
+        The files of another tokenizer there are removed.
+        """
         _write_tokenizer(folder, {"characters.json": json.dumps(self.characters)})
 
 # %% ../notebooks/phase2_tokens.ipynb #byte-alphabet
@@ -295,7 +298,10 @@ class BPETokenizer:
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def save(self, folder) -> None:
-        """Write `vocab.json` and `merges.txt` to `folder`, as Hugging Face does."""
+        """Write `vocab.json` and `merges.txt`, files of Hugging Face, to `folder`.
+
+        The files of another tokenizer there are removed.
+        """
         _write_tokenizer(folder, _to_hugging_face(self))
 
 # %% ../notebooks/phase2_tokens.ipynb #as-unicode
@@ -428,7 +434,8 @@ def load_tokenizer(name_or_folder) -> BPETokenizer | CharTokenizer:
     if here not in (["characters.json"], ["vocab.json", "merges.txt"]):
         raise FileNotFoundError(
             f"{folder} should hold characters.json, or vocab.json and merges.txt, of "
-            f"one tokenizer; it holds {' and '.join(here) or 'none of them'}"
+            f"one tokenizer; it holds {' and '.join(here) or 'none of them'} "
+            "(tokenizer.json, a later format of transformers, is not read)"
         )
     try:
         texts = [(folder / name).read_text("utf-8") for name in here]

@@ -38,7 +38,7 @@ from .config import GPT2Config
 from .data import Corpus, load_corpus
 from .language_model import GPT2LMHeadModel
 from .pretrained import _put
-from .sampling import generate
+from .sampling import _evaluating, generate
 from .tokenizer import load_tokenizer
 from .training_loop import fit, keep_freed_memory
 
@@ -197,6 +197,7 @@ def rate_share(step: int, config: TrainConfig) -> float:
     if step < config.warm_up:
         return (step + 1) / (config.warm_up + 1)
     done = (step - config.warm_up) / max(1, config.n_steps - config.warm_up)
+    done = min(done, 1)  # and stays there
     cosine = (1 + math.cos(math.pi * done)) / 2
     return config.final_rate + (1 - config.final_rate) * cosine
 
@@ -368,10 +369,13 @@ def evaluate(model: GPT2LMHeadModel, tokens, n_tokens: int = 0, *, place=None) -
     In consecutive windows of `block_size`; each predicts the first token of the next,
     so every token but the very first is predicted once, without dropout, in the
     precision of the weights. `place` is for the processes of one run: they share the
-    windows out. Raises `ValueError` for fewer than two tokens.
+    windows out. Raises `ValueError` for fewer than two tokens and a negative
+    `n_tokens`.
     """
     if len(tokens) < 2:
         raise ValueError(f"tokens must be at least 2, got {len(tokens)}")
+    if n_tokens < 0:
+        raise ValueError(f"n_tokens must be 1 or more, or 0 for all, got {n_tokens}")
     T = model.config.block_size
     n = max(1, min(32, 2**24 // (T * model.config.vocab_size)))  # windows at once
     place = place or _Place(0, 1, next(model.parameters()).device)
@@ -382,15 +386,11 @@ def evaluate(model: GPT2LMHeadModel, tokens, n_tokens: int = 0, *, place=None) -
     if n_whole * T < end - 1:  # the last window is shorter
         windows.append(np.arange(n_whole * T, end)[None])
     nats = torch.zeros((), dtype=torch.float64, device=place.device)
-    training = model.training
-    model.eval()
-    try:
+    with _evaluating(list(model.modules())):
         for window in windows[place.rank :: place.size]:
             texts = torch.from_numpy(tokens[window].astype(np.int64)).to(place.device)
             logits = model(texts[:, :-1]).float().flatten(0, 1)  # (B * T, V)
             nats += F.cross_entropy(logits, texts[:, 1:].flatten(), reduction="sum")
-    finally:
-        model.train(training)
     return place.sum(nats).item() / (end - 1)
 
 # %% ../notebooks/phase6_go_deeper.ipynb #replace-file
@@ -587,11 +587,26 @@ def _check_data(corpus, config):
         )
 
 
+_RUN_FILES = {"log.csv", "card.json", "config.json", "checkpoint.pt"}
+_RUN_FILES |= {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
+_RUN_FILES |= {"characters.json", "vocab.json", "merges.txt"}
+
+
 def _check_folder(folder):
     """Raise `ValueError` if a result in `folder` would be written over."""
-    if (folder / "checkpoint.pt").exists() or (folder / "model.safetensors").exists():
+    here = {path.name for path in folder.glob("*")}
+    if here & {"checkpoint.pt", "model.safetensors"}:
         raise ValueError(
             f"out, {folder}, holds a model: resume its run, or choose another folder"
+        )
+    log = folder / "log.csv"
+    text = log.read_text("utf-8", "replace") if log.is_file() else None
+    begun = text is not None and text.startswith(",".join(_COLUMNS) if text else "")
+    others = sorted(here & _RUN_FILES)
+    if others and not begun:
+        raise ValueError(
+            f"out, {folder}, holds {', '.join(others)}, which a run would write over: "
+            "choose another folder"
         )
 
 
@@ -695,8 +710,9 @@ def _start(config, place, watch, resume):
         _begin(folder, model.config.num_parameters)
         corpus.tokenizer.save(folder)
     if place.rank == 0:
-        for path in folder.glob("*.tmp"):  # of a save that was killed
-            path.unlink()
+        for name in _RUN_FILES:  # what a killed save left
+            for path in folder.glob(f"{name}*.tmp"):
+                path.unlink()
     worker = _WithLoss(model.train())
     worker = torch.compile(worker) if config.compile else worker
     if place.size > 1:
@@ -890,11 +906,12 @@ def train(config: TrainConfig, *, resume: bool = False, watch=print_progress) ->
     (settings, data, machine, time, loss), `log.csv`, a row for each step, and
     `checkpoint.pt`; and `tensorboard`, if that is installed. With `resume` the run in
     the folder goes on from there: on a CPU in as many processes bit by bit, in another
-    number up to rounding, but for dropout. `watch` is told the `Progress`.
+    number up to rounding, but for dropout. `watch` is told the `Progress`. The global
+    generator of torch is seeded.
 
-    Raises `ValueError` for data or settings that do not fit, `OSError` if the folder
-    cannot be written, before the first step if that can be known, `FloatingPointError`
-    if the loss explodes.
+    Raises `ValueError` for data or settings that do not fit and for a folder with files
+    that would be written over, `OSError` if the folder cannot be written, before the
+    first step if that can be known, `FloatingPointError` if the loss explodes.
     """
     with _join(config.device) as place:
         if place.device.type == "cpu":

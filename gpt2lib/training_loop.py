@@ -57,9 +57,9 @@ def fit(
 def keep_freed_memory() -> bool:
     """Make this process keep the memory it frees, and return whether it could.
 
-    Training steps on a CPU get faster, at a somewhat higher peak. Only glibc can be
-    asked, and an old one may refuse: then it does nothing and returns False. There is
-    no way back.
+    Training steps on a CPU can get faster, and the peak can be higher. Only glibc can
+    be asked, and an old one may refuse: then it does nothing and returns False. There
+    is no way back.
     Source: the manual page mallopt(3).
     """
     if not sys.platform.startswith("linux"):

@@ -146,6 +146,10 @@ def export(
         raise TypeError(f"model must be a GPT2LMHeadModel, got {kind}")
     if dtype not in _NUMPY:
         raise ValueError(f"dtype must be one of {', '.join(_NUMPY)}, got {dtype!r}")
+    if not isinstance(model.lm_head, torch.nn.Linear):
+        raise TypeError(
+            "model: a quantised one cannot be exported, only the one it is of"
+        )
     if model.lm_head.weight is not model.token_embedding.weight:
         raise ValueError("model: its lm_head must share the token embedding's weight")
     path = Path(path)

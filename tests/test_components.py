@@ -6,7 +6,7 @@ import transformers
 
 from gpt2lib.attention import MultiHeadSelfAttention
 from gpt2lib.config import GPT2Config
-from gpt2lib.model import GPT2Model
+from gpt2lib.model import GPT2Model, initialise_weights
 
 NAMES = {  # ours: theirs, whose Conv1D keeps the transpose of a Linear's weight
     "norm1": "ln_1",
@@ -120,3 +120,9 @@ def test_dropout_only_in_training():
     assert not torch.equal(attention(x), attention(x))
     attention.eval()
     assert torch.equal(attention(x), attention(x))
+
+
+def test_layers_without_a_bias_can_be_drawn_too():
+    layer = torch.nn.Linear(64, 64, bias=False)
+    initialise_weights(torch.nn.Sequential(layer), 2)
+    assert 0.015 < layer.weight.std() < 0.025

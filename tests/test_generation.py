@@ -732,3 +732,12 @@ def test_command_stopped_by_ctrl_c(tmp_path, capsys):
             main(["--model", str(tmp_path), "--prompt", "ab", "--greedy"])
     assert caught.value.code == 130
     assert capsys.readouterr().out == expected[:6] + "\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_half_precision_is_a_float32(dtype):
+    torch.manual_seed(0)
+    logits = torch.randn(8, 1024, 2000).to(dtype)
+    tokens = torch.randint(2000, (8, 1024))
+    expected = next_token_loss(logits.float(), tokens)
+    assert torch.equal(next_token_loss(logits, tokens), expected)

@@ -242,3 +242,19 @@ def test_int8_takes_these_layers_too(wide_model):
     eighth = quantize_int8(wide_model)
     assert not any(isinstance(layer, nn.Linear) for layer in eighth.modules())
     assert not any(layer.training for layer in eighth.modules())
+
+
+@pytest.mark.parametrize("name", ["transformer.norm.weight", "lm_head.weight"])
+def test_a_weight_that_is_no_number_is_refused_by_name(name):
+    model = GPT2LMHeadModel(GPT2Config(1, 1, 8, 9, 4))
+    model.get_parameter(name).data[3] = math.nan
+    with pytest.raises(ValueError, match=r"weights must be finite .*\.weight is not"):
+        quantize_int8(model)
+
+
+def test_a_weight_of_another_size_is_left_to_pytorch():
+    layer = Linear(512, 1024)
+    layer.weight = nn.Parameter(torch.randn(1025, 512))
+    layer.bias = None
+    with torch.no_grad():
+        assert layer(torch.randn(1, 512)).shape == (1, 1025)

@@ -1523,3 +1523,36 @@ def test_a_killed_process_ends_the_others(worker, text, tmp_path, rank):
     assert checkpoint(folder)["done"] < 200
     worker.start(["--resume", folder]).succeed()
     assert len(log_of(folder)) == 200
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "log.csv", "card.json"])
+def test_files_that_are_not_a_runs_are_not_written_over(tiny, name):
+    config = tiny()
+    folder = Path(config.out)
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    (folder / "notes.tmp").write_text("mine")
+    with pytest.raises(ValueError, match=rf"out, .* holds {name}, .* another folder"):
+        train(config, watch=None)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([name, "notes.tmp"])
+    (folder / name).unlink()
+    train(config, watch=None)
+    assert (folder / "notes.tmp").read_text() == "mine"
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_may_begin_again(tiny):
+    config = tiny(n_steps=30, eval_every=99, save_every=99)
+    folder = break_off(config, 15)
+    assert not (folder / "checkpoint.pt").exists()
+    assert (folder / "log.csv").read_text().count("\n") > 1
+    train(config, watch=None)
+
+
+def test_evaluation_leaves_each_part_in_its_mode_and_refuses_less_than_nothing():
+    model = small_model().train()
+    model.transformer.blocks[0].eval()
+    evaluate(model, np.arange(30) % 11)
+    modes = [block.training for block in model.transformer.blocks]
+    assert modes == [False, True]
+    with pytest.raises(ValueError, match=r"n_tokens must be .* got -1"):
+        evaluate(model, np.arange(30) % 11, -1)
