@@ -101,8 +101,9 @@ def prepare(paths, folder, tokenizer: BPETokenizer | None = None) -> Path:
     `train.bin` and `validation.bin`, the last tenth, hold ids of two bytes, the least
     significant first; `tokens.json` counts them, and the tokenizer (GPT-2's unless
     given) lies beside them. After each file stands the end of text. Raises `ValueError`
-    for no file, one that is empty or no UTF-8, or a folder that holds something;
-    nothing is written then.
+    for no file, one that is empty or no UTF-8, or a folder that holds something,
+    `TypeError` for a single path and a tokenizer of another kind; nothing is written
+    then.
     """
     if isinstance(paths, str | Path):
         raise TypeError(f"paths must be a list of paths, got one: {str(paths)!r}")

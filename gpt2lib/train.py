@@ -599,11 +599,11 @@ def _check_folder(folder):
         raise ValueError(
             f"out, {folder}, holds a model: resume its run, or choose another folder"
         )
-    log = folder / "log.csv"
-    text = log.read_text("utf-8", "replace") if log.is_file() else None
-    begun = text is not None and text.startswith(",".join(_COLUMNS) if text else "")
+    log, heading = folder / "log.csv", ",".join(_COLUMNS).encode()
+    start = log.read_bytes()[: len(heading)] if log.is_file() else None
+    broke_off = start in (b"", heading)  # a run began here, and saved nothing
     others = sorted(here & _RUN_FILES)
-    if others and not begun:
+    if others and not broke_off:
         raise ValueError(
             f"out, {folder}, holds {', '.join(others)}, which a run would write over: "
             "choose another folder"
