@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lib.data import load_corpus, load_shakespeare, prepare
-from gpt2lib.tokenizer import SPLIT, BPETokenizer
+from gpt2lib.tokenizer import SPLIT, BPETokenizer, CharTokenizer
 
 TEXT = "To be, or not to be: 🌹 that is the question.\n" * 20
 
@@ -141,3 +141,14 @@ def test_the_command(text_file, tmp_path):
     assert again.returncode == 2
     assert "new or empty" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_one_path_and_another_tokenizer_are_refused_by_name(tmp_path):
+    file, folder = tmp_path / "a.txt", tmp_path / "tokens"
+    file.write_text("abc")
+    for path in (file, str(file)):
+        with pytest.raises(TypeError, match=r"paths must be a list of paths"):
+            prepare(path, folder)
+    with pytest.raises(TypeError, match=r"tokenizer must be .* got CharTokenizer"):
+        prepare([file], folder, CharTokenizer.train("abc"))
+    assert not folder.exists()

@@ -355,3 +355,9 @@ def test_map_keeps_its_letters_inside_its_boxes(show):
         }).map(text => text.textContent)"""
     )
     assert outside == []
+
+
+@pytest.mark.parametrize("height", [float("nan"), float("inf"), -1.0])
+def test_bars_that_cannot_be_drawn_are_refused(height):
+    with pytest.raises(ValueError, match=r"finite numbers of 0 or more"):
+        explore(lambda x: {"a": 1.0, "b": height}, x=[1])

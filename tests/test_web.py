@@ -19,6 +19,7 @@ from oracle import random_model, random_tokens
 
 from gpt2lib import web
 from gpt2lib.language_model import GPT2LMHeadModel
+from gpt2lib.quantize import quantize_int8
 from gpt2lib.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
 from gpt2lib.train import TrainConfig, train
 
@@ -760,3 +761,10 @@ def test_command_without_a_traceback(tmp_path):
     result = run(tmp_path / "nowhere", "-o", tmp_path / "a.gpt2")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def test_a_quantised_model_is_refused(tmp_path):
+    model = quantize_int8(random_model("rotary", (1, 1, 8, 3, 4)))
+    with pytest.raises(TypeError, match="a quantised one cannot be exported"):
+        web.export(model, CharTokenizer("abc"), tmp_path / "model.gpt2")
+    assert not list(tmp_path.iterdir())
