@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +55,7 @@ FLAGS = [
     "--disable-component-update",
 ]
 UNFOLD = "document.querySelectorAll('details').forEach((fold) => fold.open = true)"
+PATIENCE = 40  # seconds that a test waits for what should come, on a busy machine
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -101,6 +103,27 @@ def open_tab(browser, base, scheme="light"):
         lambda said: said.type != "error" or faults.append(f"console: {said.text}"),
     )
     return tab, faults
+
+
+def until(tab, check, seconds=PATIENCE):
+    """Look until `check` passes; after that time its last complaint is an error."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return check()
+        except AssertionError:
+            if time.monotonic() > end:
+                raise
+        tab.wait_for_timeout(40)
+
+
+def until_equal(tab, look, wanted):
+    """Look until `look` returns what is wanted."""
+
+    def check():
+        assert look() == wanted
+
+    until(tab, check)
 
 
 def weigh(tab):

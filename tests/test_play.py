@@ -6,11 +6,11 @@ import math
 import re
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from functools import cache
 from http.server import SimpleHTTPRequestHandler
 from itertools import pairwise
+from statistics import median
 from threading import Event
 from urllib.parse import parse_qs, urldefrag, urlencode
 from xml.etree import ElementTree
@@ -22,6 +22,7 @@ from conftest import HOSTILE, NOTEBOOKS, ROOT
 from in_browser import (
     ASTRAY,
     PAGE,
+    PATIENCE,
     STATIC,
     WRONG,
     built_site,
@@ -29,6 +30,8 @@ from in_browser import (
     open_tab,
     served,
     tab_in_the_book,
+    until,
+    until_equal,
 )
 from oracle import random_model
 
@@ -52,7 +55,6 @@ EMPTY = "Type something: the model continues a text."
 ALL = ("sampling", "lens", "attention", "cache", "file")
 TEXT = "ROMEO:\nBut soft, what light"
 LONGEST_TASK = 50  # milliseconds of the main thread
-PATIENCE = 40  # seconds that a test waits for what should come, on a busy machine
 
 
 # What the model says, by Python -------------------------------------------------------
@@ -312,18 +314,6 @@ STATUS = """(n) => {
 }"""
 
 
-def until(tab, check, seconds=PATIENCE):
-    """Look until `check` passes; after that time its last complaint is an error."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return check()
-        except AssertionError:
-            if time.monotonic() > end:
-                raise
-        tab.wait_for_timeout(40)
-
-
 def number(text):
     return float(text.replace(",", "").replace("<", ""))
 
@@ -438,6 +428,12 @@ class Panel:
         until(self.tab, check, seconds)
         return self.value
 
+    def wait_until_it_said(self, pattern):
+        def check():
+            assert re.match(pattern, self.said), self.said
+
+        until(self.tab, check)
+
     def wait_for_message(self, words, seconds=PATIENCE):
         def check():
             assert any(words in message for message in self.messages), self.messages
@@ -447,6 +443,13 @@ class Panel:
     def stop(self):
         self.stream.click()
         until(self.tab, self.check_stopped)
+
+    def last_value(self):
+        """The text once nothing more is added to it."""
+        last = None
+        while last != (last := self.value):
+            self.tab.wait_for_timeout(400)
+        return last
 
     def check_stopped(self):
         assert self.stream.inner_text() == "Stream"
@@ -546,7 +549,8 @@ def test_before_the_first_touch_there_is_an_example(over, show):
     assert panel.status == MADE
     panel.check_next("ROMEO:\n")
     check_lens(panel, "ROMEO:\n")
-    assert len(panel.element.locator(".heads").get_by_role("radio").all()) == 24
+    heads = panel.element.locator(".heads").get_by_role("radio")
+    until_equal(panel.tab, heads.count, 24)
     assert weights_asked(panel.tab) == []
     assert panel.tab.workers == []
     assert panel.said == ""
@@ -734,9 +738,8 @@ def test_a_tokens_button_appends_it(show):
         text += {"␣": " ", "↵": "\n"}.get(names[n], names[n])
         assert panel.value == text
         panel.wait_for_next(text)
-    panel.tab.wait_for_timeout(700)
-    last = text[-1].replace("\n", "↵")
-    assert panel.said.startswith(f"added “{last}”. Likeliest next: ")
+    last = re.escape(text[-1].replace("\n", "↵"))
+    panel.wait_until_it_said(f"added “{last}”\\. Likeliest next: ")
 
 
 def test_what_was_done_before_the_model_came_is_done_then(over, show):
@@ -759,23 +762,21 @@ def test_step_stream_stop_and_reset(over, show):
     expected = TEXT + panel.model.greedy(TEXT, 300)
     panel.wait_for_text(lambda text: text == expected[: len(TEXT) + 1])
     panel.wait_for_next(expected[: len(TEXT) + 1])
-    panel.tab.wait_for_timeout(700)
-    assert f"added “{expected[len(TEXT)]}”".replace("\n", "↵") in panel.said
+    last = re.escape(expected[len(TEXT)].replace("\n", "↵"))
+    panel.wait_until_it_said(f"added “{last}”\\. Likeliest next: ")
 
     panel.stream.click()
     assert panel.stream.inner_text() == "Stop"
     panel.wait_for_text(lambda text: len(text) > len(TEXT) + 200)
     assert panel.said.startswith("added “"), "while it streams nothing is said"
     panel.stop()
-    panel.tab.wait_for_timeout(300)
+    panel.wait_until_it_said(r"added [\d,]+ tokens\. Likeliest next: ")
     text = panel.value
     panel.tab.wait_for_timeout(300)
     assert panel.value == text, "it has stopped"
     assert text[: len(expected)] == expected[: len(text)]
     panel.wait_for_next(text)
     until(panel.tab, lambda: check_lens(panel, text))
-    panel.tab.wait_for_timeout(700)
-    assert re.match(r"added [\d,]+ tokens\. Likeliest next: ", panel.said)
 
     panel.slider("temperature").fill("0.5")
     panel.button("Reset").click()
@@ -801,10 +802,8 @@ def test_an_edit_ends_a_stream(show):
         else:
             panel.tab.keyboard.press("Escape")
         until(panel.tab, panel.check_stopped)
-        panel.tab.wait_for_timeout(200)
-        text = panel.value
+        text = panel.last_value()
         panel.wait_for_next(text)
-        panel.tab.wait_for_timeout(200)
         assert panel.value == text
         assert edit != "typing" or text.startswith("Good nightROMEO:\n")
         assert edit != "reset" or text == "ROMEO:\n"
@@ -1299,8 +1298,7 @@ def test_by_keyboard_alone(show, shipped, tmp_path):
     press("Enter")
     panel.wait_for_next(text, off=[(1, 1)], **knob)
     until(tab, lambda: check_off(panel, [(1, 1)]))
-    tab.wait_for_timeout(400)
-    assert focus() == "button Switch this head on"
+    until_equal(tab, focus, "button Switch this head on")
     press("Tab")
     assert focus() == "button Restore layer 1, head 1"
     press("Enter")
@@ -1508,8 +1506,7 @@ def test_looks_at_first(show):
 def test_the_other_theme_comes_while_it_is_there(show):
     panel = show().start()
     panel.tab.evaluate("document.documentElement.dataset.theme = 'dark'")
-    panel.tab.wait_for_timeout(300)
-    assert panel.element.evaluate(INKS) == []
+    until_equal(panel.tab, lambda: panel.element.evaluate(INKS), [])
     panel.tab.evaluate(AXE_SCRIPT)
     assert panel.tab.evaluate(AXE) == []
 
@@ -1562,15 +1559,11 @@ def test_without_motion_where_it_is_not_wanted(show):
         )
         panel.tab.evaluate(steps)
         panel.stream.click()
-        panel.tab.wait_for_timeout(1800)
-        panel.stop()
+        panel.tab.wait_for_function("marks.length >= 6")
         marks = panel.tab.evaluate("marks")
-        pauses = sorted(b - a for a, b in pairwise(marks))
-        if wanted == "reduce":
-            assert 3 <= len(marks) <= 5
-            assert pauses[1] > 400, "all but the last, which Stop brings"
-        else:
-            assert len(marks) > 8
+        panel.stop()
+        pause = median(b - a for a, b in pairwise(marks))
+        assert (pause > 400) == (wanted == "reduce")
 
 
 def test_the_end_stays_in_sight_if_it_was(show):
@@ -1632,8 +1625,7 @@ def test_an_empty_text(show):
         panel.button(name).click()
     panel.slider("temperature").fill("2")
     panel.button("Switch off this head").click()
-    panel.tab.wait_for_timeout(500)
-    assert panel.messages == [EMPTY]
+    until_equal(panel.tab, lambda: panel.messages, [EMPTY])
     assert panel.value == ""
     panel.check_stopped()
     panel.text.fill("w")
@@ -2122,9 +2114,8 @@ def test_where_workers_are_forbidden(show):
     panel.button("Step").click()
     panel.text.press("End")
     panel.stream.click()
-    panel.tab.wait_for_timeout(500)
-    assert len(panel.messages) == 1
-    panel.check_stopped()
+    until_equal(panel.tab, lambda: len(panel.messages), 1)
+    until(panel.tab, panel.check_stopped)
     panel.check_next("ROMEO:\n")
     assert panel.status == MADE
 
