@@ -102,12 +102,17 @@ def test_what_is_not_compared_is_asserted(path):
             assert "assert" in compared[0].source, f"{cell.id} is followed by no check"
 
 
-def test_images_have_alt_text(path):
+def test_images_have_alt_text_and_a_caption(path):
     for cell in code_cells(path):
         kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
         if any(kind.startswith("image/") for kind in kinds):
-            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            given = cell.metadata.get("mystnb", {})
+            alt = given.get("image", {}).get("alt", "")
             assert len(alt) > 30, f"{cell.id} needs alt text that says what it shows"
+            caption = given.get("figure", {}).get("caption", "")
+            assert caption.endswith("."), (
+                f"{cell.id} needs a caption that says what to see"
+            )
 
 
 def test_figures_that_describe_themselves_are_described_so_in_the_book(path):
