@@ -64,7 +64,7 @@ windows of {card[settings][block_size]}, after {shipped_minutes:.0f} minutes of 
 beside other work. nanoGPT's author reports 1.4697 for his recipe for a GPU, on another
 edition of the text {{cite:p}}`karpathy2022nanogpt`; that model has
 {theirs:,} parameters, and no biases. The tests evaluate ours again, and find its
-heads for the character before and for what followed the same characters.
+head for the character before, and one that prefers what followed the same characters.
 
 {on_gpu}
 ## What has not been measured

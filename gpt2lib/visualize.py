@@ -177,8 +177,8 @@ def _describe_scores(scores, named):
     best = int(scores.nan_to_num(-math.inf).argmax())
     layer, head = divmod(best, scores.size(1))
     return (
-        f"the highest {named}, {scores[layer, head]:.2f}, has head {head} of layer "
-        f"{layer}, the lowest is {scores[known].min():.2f}"
+        f"head {head} of layer {layer} has the highest {named}, "
+        f"{scores[layer, head]:.2f}; the lowest is {scores[known].min():.2f}"
     )
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #draw-heads

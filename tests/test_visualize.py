@@ -379,9 +379,8 @@ def test_all_heads_are_described_by_their_best(L, H, given_scores):
     layer, head = divmod(int(scores.argmax()), H)
     named = "score" if given_scores else "attention to the token before"
     assert plot_heads(weights, scores if given_scores else None).alt == (
-        f"Attention of {L} layers with {H} heads; the highest {named}, "
-        f"{scores.max():.2f}, has head {head} of layer {layer}, the lowest is "
-        f"{scores.min():.2f}."
+        f"Attention of {L} layers with {H} heads; head {head} of layer {layer} has "
+        f"the highest {named}, {scores.max():.2f}; the lowest is {scores.min():.2f}."
     )
 
 
@@ -394,8 +393,8 @@ def test_heads_without_a_score_are_left_out_of_the_description(scores):
     known = scores[~scores.isnan()]
     layer, head = divmod(scores.flatten().tolist().index(known.max()), 2)
     alt = plot_heads(attention(2, 2, 5), scores).alt
-    assert f"{known.max():.2f}, has head {head} of layer {layer}" in alt
-    assert f"the lowest is {known.min():.2f}" in alt
+    assert f"head {head} of layer {layer} has the highest score" in alt
+    assert f"score, {known.max():.2f}; the lowest is {known.min():.2f}" in alt
 
 
 def test_norms_are_described_by_their_range():
