@@ -1,13 +1,16 @@
 """`make address`: the repository's address, changed once and stamped elsewhere."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 
-from tools.address import published, stamp
+from tools.address import address, published, stamp
 
-HERE, FORK = "gpt2-from-scratch/gpt2-from-scratch", "some-body/my.book"
+HERE = address(ROOT)  # of a fork, where that has set its own
+FORK = f"{HERE.partition('/')[0]}-too/my.book"
 OTHERS = "See https://github.com/karpathy/char-rnn and `repository` there."
 
 
@@ -35,8 +38,21 @@ def test_a_fork_is_told_and_stamped(fork):
     paths = [*(fork / name for name in alone), *fork.glob("notebooks/*.ipynb")]
     for path in paths:
         assert HERE not in path.read_text("utf-8"), path.name
-    online = "[Read it online](https://some-body.github.io/my.book)"
+    online = f"[Read it online]({published(FORK)})"
     assert online in (fork / "README.md").read_text("utf-8")
+
+
+def test_a_fork_passes_these_tests(fork):
+    """What CI checks must be green once the address is set and stamped."""
+    stamp(fork)
+    for name in ("tests", "tools"):
+        leave = shutil.ignore_patterns("__pycache__", "mutants")
+        shutil.copytree(ROOT / name, fork / name, ignore=leave)
+    shutil.copy(ROOT / "pyproject.toml", fork)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["tests/test_address.py", "-k", "not passes_these_tests"]
+    result = subprocess.run(command, cwd=fork, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def test_where_pages_serves_a_repository():
@@ -62,8 +78,11 @@ def test_a_setup_cell_without_an_address_is_told(fork):
     assert any("setup cell" in sentence for sentence in stamp(fork, check=True))
 
 
-def test_an_address_that_colab_cannot_open_is_refused(fork):
+@pytest.mark.parametrize(
+    ("old", "new"), [("github.com", "example.org"), (FORK, f"{FORK}.git")]
+)
+def test_an_address_that_colab_cannot_open_is_refused(old, new, fork):
     config = fork / "_config.yml"
-    config.write_text(config.read_text("utf-8").replace("github.com", "example.org"))
+    config.write_text(config.read_text("utf-8").replace(old, new))
     with pytest.raises(SystemExit, match="OWNER/NAME"):
         stamp(fork)

@@ -47,11 +47,11 @@ def address(root):
     """Return OWNER/NAME from `_config.yml`."""
     config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
     url = config["repository"]["url"]
-    found = re.fullmatch(rf"https://github\.com/{NAME}", url)
+    found = re.fullmatch(rf"https://github\.com/{NAME}(?<!\.git)", url)
     if not found:
         sys.exit(
-            f"_config.yml: repository: url: must be https://github.com/OWNER/NAME "
-            f"(Colab opens notebooks from there), got {url!r}"
+            f"_config.yml: repository: url: must be https://github.com/OWNER/NAME, "
+            f"without .git (Colab opens notebooks from there), got {url!r}"
         )
     return found[1]
 

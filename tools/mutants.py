@@ -8,6 +8,7 @@ words that this must say. The checks before it, those for the same cell, must pa
 the cells that a check needs are run.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -105,6 +106,7 @@ def what_its_check_says(stem, mutant):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     matplotlib.use("Agg")
     rows = []
     for stem, mutant in NAMED:
