@@ -87,11 +87,22 @@ def test_a_workbook_out_of_step(copy):
     assert "learner/phase1_components.ipynb" in said
 
 
-def test_a_figure_without_alt_text(copy):
-    in_notebook(copy, PHASE, "scale-figure", lambda cell: cell["metadata"].clear())
-    test = "tests/test_notebooks.py::test_images_have_alt_text[phase1_components]"
-    said = said_by(copy, "pytest", "-q", "-p", "no:cacheprovider", test)
-    assert "scale-figure needs alt text that says what it shows" in said
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("image", "scale-figure needs alt text that says what it shows"),
+        ("figure", "scale-figure needs a caption that says what to see"),
+    ],
+    ids=["alt text", "caption"],
+)
+def test_a_figure_that_lacks(key, said, copy):
+    in_notebook(
+        copy, PHASE, "scale-figure", lambda cell: cell["metadata"]["mystnb"].pop(key)
+    )
+    test = "tests/test_notebooks.py::test_images_have_alt_text_and_a_caption"
+    test += f"[{Path(PHASE).stem}]"
+    told = said_by(copy, "pytest", "-q", "-p", "no:cacheprovider", test)
+    assert said in told
 
 
 def test_a_number_that_nothing_carries(copy):
