@@ -29,6 +29,7 @@ from side_by_side import (
     serve,
     take_turns,
     times_faster,
+    with_rounds,
 )
 
 from gpt2lib.config import GPT2Config, flops_by_part
@@ -208,7 +209,7 @@ def main():
         return serve(prepare, *args.serve)
     results = {
         "machine": describe_machine(transformers=transformers.__version__),
-        "command": "python benchmarks/forward_and_step.py",
+        "command": with_rounds("python benchmarks/forward_and_step.py", args.rounds),
         "settings": {
             "rounds": args.rounds,
             "dtype": "float32",

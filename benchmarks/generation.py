@@ -34,6 +34,7 @@ from side_by_side import (
     take_turns,
     time_tokens,
     times_faster,
+    with_rounds,
 )
 
 from gpt2lib.config import GPT2Config, parameters_by_part
@@ -287,7 +288,7 @@ def main():
     guest = guest or {THEIRS: transformers.__version__}
     results = {
         "machine": describe_machine(**guest),
-        "command": f"python benchmarks/generation.py{words}",
+        "command": with_rounds(f"python benchmarks/generation.py{words}", args.rounds),
         "settings": {"dtype": "float32", "batch_size": 1, "greedy": True},
         "cases": {},
     }

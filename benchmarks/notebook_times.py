@@ -44,7 +44,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="all, if none is named")
     parser.add_argument("--runs", type=int, default=1, help="default: 1")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--out", type=Path, help="default: in results/, if none is named"
+    )
     args = parser.parse_args()
     os.environ.pop("GPT2LIB_BOOK", None)
     paths = {path.stem: path for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
@@ -58,8 +60,8 @@ def main():
             name: measure(paths[name], args.runs) for name in args.names or paths
         },
     }
-    if not args.names:
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    if args.out or not args.names:
+        (args.out or OUT).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", help="all, if none is named")
     parser.add_argument("--visits", type=int, default=5, help="default: 5")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--out", type=Path, help="default: in results/, if none is named"
+    )
     args = parser.parse_args()
     load = os.getloadavg()[0]
     with served(built_site()) as base, running_browser() as browser:
@@ -92,8 +94,8 @@ def main():
                 for page in args.pages or pages_of_book()
             },
         }
-    if not args.pages:
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    if args.out or not args.pages:
+        (args.out or OUT).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

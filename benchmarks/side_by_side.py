@@ -137,6 +137,14 @@ def times_faster(times, than):
     return median_and_interval([b / a for a, b in zip(times, than, strict=True)])
 
 
+ROUNDS = 21
+
+
+def with_rounds(command, rounds):
+    """Return the command that times each side so often."""
+    return command if rounds == ROUNDS else f"{command} --rounds {rounds}"
+
+
 def add_rounds(parser):
     """Give `parser` the option that says how often each side is timed."""
 
@@ -146,7 +154,9 @@ def add_rounds(parser):
         return int(text)
 
     rounds.__name__ = "number from 6 on"  # as the parser's complaint says it
-    parser.add_argument("--rounds", type=rounds, default=21, help="default: 21")
+    parser.add_argument(
+        "--rounds", type=rounds, default=ROUNDS, help=f"default: {ROUNDS}"
+    )
 
 
 def describe_machine(**versions):
