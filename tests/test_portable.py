@@ -1,14 +1,17 @@
 """The book to take along: the zip and the PDF open, and hold all of the book.
 
 A PDF of four pages is printed on every run, and one of the whole book among the slow
-tests. The PDF is read by PDFium, which Chromium shows PDFs with, and by qpdf.
+tests; where `PORTABLE` names the folder of a printed one, that is read in its place.
+The PDF is read by PDFium, which Chromium shows PDFs with, and by qpdf.
 """
 
 import json
+import os
 import re
 import zipfile
 from collections import Counter
 from html import unescape
+from pathlib import Path
 
 import pikepdf
 import pypdfium2 as pdfium
@@ -135,7 +138,10 @@ WHOLE = pytest.param((), id="whole", marks=pytest.mark.slow)
 @pytest.fixture(scope="module", params=[pytest.param(SOME, id="four pages"), WHOLE])
 def book(request, site, browser, tmp_path_factory):
     path = tmp_path_factory.mktemp("portable") / f"{NAME}.pdf"
-    write_pdf(browser, site, path, request.param)
+    if "PORTABLE" in os.environ and not request.param:  # what `make portable` wrote
+        path = Path(os.environ["PORTABLE"]) / path.name
+    else:
+        write_pdf(browser, site, path, request.param)
     return Book(path, site, request.param)
 
 
