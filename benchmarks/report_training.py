@@ -214,8 +214,9 @@ def curves_figure(results, on_gpu):
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         ax = figure.subplots()
-        for n, (name, curve) in enumerate(curves.items()):
-            ax.plot(*zip(*curve, strict=True), color=f"C{n}", marker=".", label=name)
+        styles = zip(curves.items(), (".-", "s:", "^--", "x-."), strict=True)
+        for (name, curve), style in styles:
+            ax.plot(*zip(*curve, strict=True), style, ms=5, label=name)
         ax.set(xscale="log", xlabel="seconds of training, on a logarithmic scale")
         ax.set_ylabel("validation loss,\nnats a character")
         ax.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
@@ -230,11 +231,11 @@ def training_figure(results):
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(5.6, 5.6), layout="constrained")  # fits a phone
         above, below = figure.subplots(2, 1, height_ratios=(3, 2))
-        for name, color in ((YARDSTICK, "C1"), (OURS, "C0")):
+        for name, color, ls in ((YARDSTICK, "C1", "--"), (OURS, "C0", "-")):
             for n, run in enumerate(runs[name]):
                 _, seconds, losses = zip(*run["curve"], strict=True)
                 label = name if n == 0 else None
-                above.plot(seconds, losses, color=color, lw=1.2, label=label)
+                above.plot(seconds, losses, color=color, ls=ls, lw=1.2, label=label)
         above.axhline(mean_loss(runs[YARDSTICK]), color="0.5", lw=0.8, ls=":")
         above.set(
             xlabel="seconds of training", ylabel="validation loss, nats a character"

@@ -73,7 +73,7 @@ def jensen_shannon(logits_a: Tensor, logits_b: Tensor) -> Tensor:
     a, b = logits_a.double().log_softmax(-1), logits_b.double().log_softmax(-1)
     middle = torch.logaddexp(a, b) - math.log(2)  # (..., V)
     terms = [(p.exp() * (p - middle)).where(p.exp() != 0, 0) for p in (a, b)]
-    divergence = (terms[0] + terms[1]).sum(-1) / math.log(4)
+    divergence = (terms[0] + terms[1]).sum(-1) / math.log(4)  # (...)
     return divergence.clamp(0, 1).sqrt()  # rounding may leave the interval
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #token-influence
@@ -91,7 +91,7 @@ def token_influence(model: GPT2LMHeadModel, a: Tensor, b: Tensor) -> Tensor:
     swapped = torch.where(torch.eye(len(a), device=a.device) > 0, b, a)  # (T, T)
     with _evaluating(list(model.modules())):
         logits = model(torch.cat([a[None], swapped]))  # (1 + T, T, V)
-    return jensen_shannon(logits[:1].expand(len(a), -1, -1), logits[1:])
+    return jensen_shannon(logits[:1].expand(len(a), -1, -1), logits[1:])  # (T, T)
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #head-scores
 def _check_square(weights):
@@ -102,26 +102,28 @@ def _check_square(weights):
 def previous_token_score(weights: Tensor) -> Tensor:
     """Mean attention to the position before, from 1 on: `(..., T, T)` -> `(...)`.
 
-    NaN for a single position. Raises `ValueError` for another shape, as the other
-    scores do.
+    NaN for a single position. Raises `ValueError` for another shape.
     """
     _check_square(weights)
-    return weights.diagonal(-1, -2, -1).mean(-1)
+    return weights.diagonal(-1, -2, -1).mean(-1)  # (...)
 
 
 def first_token_score(weights: Tensor) -> Tensor:
     """Mean attention to position 0, from 1 on: `(..., T, T)` -> `(...)`.
 
-    NaN for a single position.
+    NaN for a single position. Raises `ValueError` for another shape.
     """
     _check_square(weights)
-    return weights[..., 1:, 0].mean(-1)
+    return weights[..., 1:, 0].mean(-1)  # (...)
 
 
 def attention_entropy(weights: Tensor) -> Tensor:
-    """Mean entropy of a position's attention, in nats: `(..., T, T)` -> `(...)`."""
+    """Mean entropy of a position's attention, in nats: `(..., T, T)` -> `(...)`.
+
+    Raises `ValueError` for another shape.
+    """
     _check_square(weights)
-    return torch.special.entr(weights).sum(-1).mean(-1)
+    return torch.special.entr(weights).sum(-1).mean(-1)  # (...)
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #induction-score
 def induction_targets(tokens: Tensor, n: int = 1) -> Tensor:
@@ -129,18 +131,18 @@ def induction_targets(tokens: Tensor, n: int = 1) -> Tensor:
 
     True at [b, i, j] if the n tokens that end at i also stand right before j, and j is
     earlier than i: token j is what followed before. Raises `ValueError` for n below 1
-    and tokens of another shape.
+    and tokens of another shape. Source: Olsson et al. (2022).
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     if tokens.dim() != 2:
         raise ValueError(f"tokens must be (B, T), got {tuple(tokens.shape)}")
     T = tokens.size(1)
-    targets = torch.ones(*tokens.shape, T, dtype=torch.bool, device=tokens.device)
+    targets = tokens.new_ones(*tokens.shape, T, dtype=torch.bool)  # (B, T, T)
     for back in range(n):
         here = F.pad(tokens, (back, 0), value=-1)[:, :T, None]  # (B, T, 1)
         before = F.pad(tokens, (back + 1, 0), value=-2)[:, None, :T]  # (B, 1, T)
-        targets &= here == before
+        targets &= here == before  # (B, T, T)
     return targets.tril(-1)
 
 
@@ -158,7 +160,7 @@ def induction_score(weights: Tensor, tokens: Tensor, n: int = 1) -> Tensor:
             f"got {tuple(weights.shape)}"
         )
     rows = targets.any(-1)  # (B, 1, T)
-    return (weights * targets).sum((-2, -1)) / rows.sum(-1)
+    return (weights * targets).sum((-2, -1)) / rows.sum(-1)  # (B, H)
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #all-scores
 def head_scores(weights: Tensor, tokens: Tensor) -> dict[str, Tensor]:
@@ -179,7 +181,7 @@ def head_importance(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
     """The loss that each head is worth: that without it less that with all, `(L, H)`.
 
     In nats a token over `tokens` `(B, T)`, without dropout; below 0 where the model
-    does better without the head.
+    does better without the head. Source: Michel et al. (2019).
     """
     L, H = model.config.n_layer, model.config.n_head
     with _evaluating(list(model.modules())):
@@ -216,4 +218,4 @@ def loss_by_position(logits: Tensor, tokens: Tensor) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(
         logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction="none"
-    )
+    )  # (B, T - 1)

@@ -30,7 +30,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
         raise ValueError(f"q, k and v must have one shape (..., T, D), got {shapes}")
     T, D = q.shape[-2:]
     scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (..., T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)  # (T, T)
     weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
     return weights @ v, weights  # (..., T, D), (..., T, T)
 
@@ -63,7 +63,7 @@ def causal_attention(
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout_p, is_causal=True
         )
-    cells = torch.ones(T, S, dtype=torch.bool, device=q.device)
+    cells = torch.ones(T, S, dtype=torch.bool, device=q.device)  # (T, S)
     seen = cells.tril(S - T).triu(S - T - reach + 1)  # no future, nothing forgotten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p)
 
@@ -98,8 +98,8 @@ class MultiHeadSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, *, cache=None) -> Tensor:
         _check_shape(x, self.n_embd)
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        (B, T, C), H = x.shape, self.n_head
+        qkv = self.qkv(x).view(B, T, 3, H, C // H)  # (B, T, 3, H, D)
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))  # (B, H, T, D) each
         if self.rotary is not None:
             start = 0 if cache is None else cache.length
@@ -110,5 +110,5 @@ class MultiHeadSelfAttention(nn.Module):
             y = causal_attention(q, k, v, window=self.window, dropout_p=p)
         else:
             y = cache.attend(q, k, v)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return self.proj_dropout(self.proj(y))

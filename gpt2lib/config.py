@@ -32,7 +32,10 @@ class GPT2Config:
 
     @classmethod
     def preset(cls, name: str) -> "GPT2Config":
-        """Return the configuration of a released model, such as "gpt2-medium"."""
+        """Return the configuration of a released model, such as "gpt2-medium".
+
+        Raises `ValueError` for a name that is not in `PRESETS`.
+        """
         if name not in PRESETS:
             raise ValueError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
         return cls(**PRESETS[name])
@@ -103,7 +106,8 @@ def flops_by_part(config: GPT2Config, n_tokens: int | None = None) -> dict[str, 
 
     `n_tokens` tokens (default: `block_size`). Matrix products only, 2 operations a
     multiply-add, the full T x T of attention counted (a kernel that skips the masked
-    half does less). A training step costs about three times as much.
+    half does less). A training step costs about three times as much. Raises
+    `ValueError` unless `n_tokens` is an integer from 1 on.
     """
     T = _whole("n_tokens", config.block_size if n_tokens is None else n_tokens)
     C, N = config.n_embd, config.n_layer
@@ -123,7 +127,8 @@ def memory_by_part(
     `batch_size` texts of `n_tokens` tokens (default: `block_size`). Activations are
     what autograd keeps, for this library's model without dropout and with an attention
     kernel that does not store the T x T matrix. What lives for a moment is left out:
-    at the loss, two more numbers for each token and entry of the vocabulary.
+    at the loss, two more numbers for each token and entry of the vocabulary. Raises
+    `ValueError` unless both sizes are integers from 1 on.
     """
     T = _whole("n_tokens", config.block_size if n_tokens is None else n_tokens)
     B = _whole("batch_size", batch_size)

@@ -35,9 +35,9 @@ def _check_indices(name, indices, n_rows, field):
 class TokenEmbedding(nn.Embedding):
     """One learned vector for each token: `(B, T)` -> `(B, T, C)`.
 
-    Starts from N(0, 0.02) as OpenAI's `model.py` (2019). Raises `TypeError` unless
-    tokens are int64 or int32, `ValueError` if one is outside of the vocabulary (checked
-    on the CPU).
+    Starts normal, standard deviation 0.02, as in OpenAI's `model.py` (2019). Raises
+    `TypeError` unless tokens are int64 or int32, `ValueError` if one is outside of the
+    vocabulary (checked on the CPU).
     """
 
     def __init__(self, config: GPT2Config):
@@ -54,9 +54,9 @@ class TokenEmbedding(nn.Embedding):
 class PositionalEmbedding(nn.Embedding):
     """One learned vector for each position: `(T,)` -> `(T, C)`, to be added.
 
-    Starts from N(0, 0.01) as OpenAI's `model.py` (2019). Raises `TypeError` unless
-    positions are int64 or int32, `ValueError` if one is negative or not below
-    `block_size` (checked on the CPU).
+    Starts normal, standard deviation 0.01, as in OpenAI's `model.py` (2019). Raises
+    `TypeError` unless positions are int64 or int32, `ValueError` if one is negative or
+    not below `block_size` (checked on the CPU).
     """
 
     def __init__(self, config: GPT2Config):

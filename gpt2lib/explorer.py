@@ -64,7 +64,7 @@ def _run(model, ids, ablated=()):
     q, k = (
         torch.cat([tensor for name, tensor in found.items() if name.endswith(part)])
         for part in (".q", ".k")
-    )
+    )  # (L, H, T, D) each
     q, k, logits = (t.cpu().double() for t in (q, k, logits))
     return q, k, logits.softmax(-1)
 
@@ -89,7 +89,7 @@ def _whole(values, limit):
 def _triangle(square):
     """The lower triangles `(L * H, T (T + 1) / 2)` of `(L, H, T, T)`, row by row."""
     T = square.size(-1)
-    return square.flatten(0, 1)[:, *torch.tril_indices(T, T)]
+    return square.flatten(0, 1)[:, *torch.tril_indices(T, T)]  # (L * H, T (T + 1) / 2)
 
 
 def _pack_weights(weights):

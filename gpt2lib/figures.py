@@ -258,7 +258,9 @@ def explore(
     With a kernel `draw` runs at each move. In the book, and where there is no kernel,
     it runs beforehand for each combination; all frames together may take 150 kB. Bars
     repeat on any machine; a figure's coordinates may not, so tag a cell that shows one
-    `nbval-ignore-output`, and assert what matters in the next.
+    `nbval-ignore-output`, and assert what matters in the next. Raises `ValueError`
+    without choices, for a figure without `alt`, for bars below 0 or not finite and for
+    larger frames; `TypeError` for another result.
     """
     combinations = [
         dict(zip(values, chosen, strict=True))

@@ -91,7 +91,7 @@ def attention_weights(q: Tensor, k: Tensor, *, window: int | None = None) -> Ten
         raise ValueError(f"window must be at least 1, got {window}")
     (T, D), S = q.shape[-2:], k.size(-2)
     reach = S if window is None else window
-    cells = torch.ones(T, S, dtype=torch.bool, device=q.device)
+    cells = torch.ones(T, S, dtype=torch.bool, device=q.device)  # (T, S)
     seen = cells.tril(S - T).triu(S - T + 1 - reach)
     wide = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
@@ -129,7 +129,7 @@ def _visit_qkv(attention, qkv, visit):
         new[i] = parts[i] if edited is None else edited
     if all(one is part for one, part in zip(new, parts, strict=True)):
         return None
-    return torch.stack([part.transpose(1, 2) for part in new], 2).flatten(2)
+    return torch.stack([one.transpose(1, 2) for one in new], 2).flatten(2)  # (B, T, 3C)
 
 # %% ../notebooks/phase5_debugging_tools.ipynb #hook-attention
 def _hook_attention(attention, visits):
@@ -159,8 +159,8 @@ def _hook_attention(attention, visits):
             return None
         if "weights" in visits:
             visit("weights", _weights(attention, now.met))
-        heads = args[0].unflatten(-1, (attention.n_head, -1)).transpose(1, 2)
-        new = visit("heads", heads)  # (B, H, T, D)
+        heads = args[0].unflatten(-1, (attention.n_head, -1))  # (B, T, H, D)
+        new = visit("heads", heads.transpose(1, 2))  # (B, H, T, D)
         now.met = None
         if new is None:
             return None
@@ -178,7 +178,7 @@ def _weights(attention, met):
     q, keys = met["q"], met["k"]
     if met["cache"] is not None:  # and those that were kept before
         T = q.size(2)
-        kept = met["cache"].read(T)[0][:, :, :-T]
+        kept = met["cache"].read(T)[0][:, :, :-T]  # (B, H, S - T, D)
         keys = torch.cat((kept, keys), dim=2)  # (B, H, S, D)
     return attention_weights(q, keys, window=attention.window)
 

@@ -90,7 +90,7 @@ class LayerCache:
         buffer, first = self._held
         end = self.length - first + T
         oldest = max(0, end - T + 1 - self.config.block_size)
-        return buffer.narrow(3, oldest, end - oldest).unbind(0)
+        return buffer.narrow(3, oldest, end - oldest).unbind(0)  # (B, H, S, D) each
 
 # %% ../notebooks/phase6_go_deeper.ipynb #cache-class
 class KVCache:
@@ -100,6 +100,7 @@ class KVCache:
     with learned positions, which end there; with rotary ones twice as many, and texts
     of any length. `dtype` and `device` are those of the model's keys (default: torch's
     default dtype, the CPU). Raises `ValueError` for an impossible `batch_size`.
+    Source: Pope et al. (2023).
     """
 
     def __init__(

@@ -131,4 +131,4 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = torch.full_like(tokens, _NO_TARGET, dtype=torch.int64)  # (B, T)
     targets[:, :-1] = tokens[:, 1:]
-    return nn.CrossEntropyLoss()(logits.flatten(0, 1), targets.flatten())
+    return nn.CrossEntropyLoss()(logits.flatten(0, 1), targets.flatten())  # ()

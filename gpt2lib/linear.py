@@ -33,7 +33,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self._writes(x):
             return self._padded(x) if self._trains(x) else super().forward(x)
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, self.in_features)  # (rows, in)
         if len(rows) <= _FEW and self.n_groups > 1:
             y = self._in_groups(rows)
         elif self.out_features % _ALIGNED > 0:
@@ -42,7 +42,7 @@ class Linear(nn.Linear):
             return super().forward(x)
         if self.bias is not None:
             y += self.bias.view(y.shape[1:])
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y.reshape(*x.shape[:-1], self.out_features)  # (..., out)
 
     def _writes(self, x):
         return (
@@ -66,17 +66,19 @@ class Linear(nn.Linear):
         )
 
     def _in_groups(self, rows):
-        groups = self.weight.view(self.n_groups, -1, self.in_features).mT
-        y = torch.bmm(rows.expand(self.n_groups, -1, -1), groups)
+        shape = self.n_groups, -1, self.in_features
+        groups = self.weight.view(shape).mT  # (groups, in, out / groups)
+        batch = rows.expand(self.n_groups, -1, -1)  # (groups, rows, in)
+        y = torch.bmm(batch, groups)  # (groups, rows, out / groups)
         return y.transpose(0, 1)  # (rows, groups, out / groups)
 
     def _aligned(self, rows):
         width = -(-self.out_features // _ALIGNED) * _ALIGNED  # rounded up
-        y = rows.new_empty(len(rows), width)[:, : self.out_features]
-        return torch.mm(rows, self.weight.T, out=y)
+        y = rows.new_empty(len(rows), width)[:, : self.out_features]  # (rows, out)
+        return torch.mm(rows, self.weight.T, out=y)  # (rows, out)
 
     def _padded(self, x):
         spare = -self.out_features % _ALIGNED
         weight = F.pad(self.weight, (0, 0, 0, spare))
         bias = None if self.bias is None else F.pad(self.bias, (0, spare))
-        return F.linear(x, weight, bias)[..., : self.out_features]
+        return F.linear(x, weight, bias)[..., : self.out_features]  # (..., out)

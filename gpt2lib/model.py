@@ -18,9 +18,12 @@ def initialise_weights(model: nn.Module, n_layer: int):
     """Draw the weights of every `nn.Linear` inside `model` as GPT-2 did, in place.
 
     Normal with standard deviation 0.02, for layers named `proj`, which write to the
-    residual stream, divided by sqrt(2 `n_layer`); biases 0.
+    residual stream, divided by sqrt(2 `n_layer`); biases 0. Raises `ValueError` unless
+    `n_layer` is an integer from 1 on.
     Source: Radford et al. (2019), section 2.3; a block has two residual layers.
     """
+    if type(n_layer) is not int or n_layer < 1:
+        raise ValueError(f"n_layer must be an integer of at least 1, got {n_layer!r}")
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             std = 0.02 / math.sqrt(2 * n_layer) if name.endswith("proj") else 0.02

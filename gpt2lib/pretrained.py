@@ -33,6 +33,7 @@ def checkpoint_layout(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...
     """Return their name -> (our name, their shape) for each tensor of a checkpoint.
 
     Their names as in the hub's GPT-2; `transformers` writes `transformer.` before each.
+    Source: Wolf et al. (2020), the format.
     """
     C = config.n_embd
     layout = {"wte.weight": ("token_embedding.weight", (config.vocab_size, C))}
@@ -209,7 +210,7 @@ def read_checkpoint(folder) -> tuple[GPT2Config, dict[str, Tensor]]:
     `pytorch_model.bin`). Tensors keep their precision; `dropout` is `resid_pdrop`.
     Raises `FileNotFoundError` for a missing file, `ValueError` for anything that is
     damaged, of another architecture, or of another size than `config.json` says.
-    Nothing in the files is executed.
+    Nothing in the files is executed. Source: Wolf et al. (2020), the format.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -261,7 +262,7 @@ def write_checkpoint(folder, config: GPT2Config, tensors: dict[str, Tensor]) -> 
     `tensors` by our names, as `state_dict` gives them, in the precision they have.
     `transformers` can read the result, if positions are learned. Raises `ValueError`
     unless the tensors are those of a GPT-2 of this configuration; then nothing is
-    written.
+    written. Source: Wolf et al. (2020), the format.
     """
     tensors = _without_head("tensors", dict(tensors), "token_embedding.weight")
     layout = checkpoint_layout(config)

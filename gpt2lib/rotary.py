@@ -41,10 +41,10 @@ class RotaryEmbedding(nn.Module):
         exact = torch.float64
         if x.device.type == "mps":  # Apple's GPU has no float64
             exact = torch.float32
-        exponents = torch.arange(0, D, 2, device=x.device, dtype=exact) / D
+        exponents = torch.arange(0, D, 2, device=x.device, dtype=exact) / D  # (D/2,)
         angles = positions.to(exact)[:, None] * self.base**-exponents  # (T, D/2)
         wide = torch.promote_types(x.dtype, torch.float32)
         cos, sin = angles.cos().to(wide), angles.sin().to(wide)
         a, b = x.to(wide).chunk(2, dim=-1)  # (..., T, D/2) each
-        turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        turned = torch.cat((a * cos - b * sin, a * sin + b * cos), -1)  # (..., T, D)
         return turned.to(x.dtype)  # (..., T, D)

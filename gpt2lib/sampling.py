@@ -145,7 +145,7 @@ def _next_logits(model, text, cache):
     config = model.config
     past_window = text.size(1) > config.block_size
     if past_window and config.position == "learned":
-        text, cache = text[:, -config.block_size :], None
+        text, cache = text[:, -config.block_size :], None  # (B, block_size)
     start = 0 if cache is None else cache.length
     logits = model(text[:, start:], cache=cache, last_only=True)[:, -1]  # (B, V)
     if not logits.amax(-1).isfinite().all():
@@ -172,8 +172,8 @@ def _stream(model, text, length, knobs, greedy, use_cache, generator):
         if greedy:
             token = logits.argmax(-1)  # (B,)
         else:
-            probabilities = next_token_probabilities(logits, **knobs)
-            token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            p = next_token_probabilities(logits, **knobs)
+            token = torch.multinomial(p, 1, generator=generator)[:, 0]  # (B,)
         text[:, end] = token
         yield text[:, end].clone()
 
@@ -192,8 +192,9 @@ def generate_stream(
 ) -> Iterator[Tensor]:
     """Continue the texts `tokens` `(B, T)`, yielding each new token `(B,)` as it comes.
 
-    Bad arguments raise at the call, see `generate`. The model is in evaluation only
-    while it computes, so it can be used, or trained, between two tokens.
+    Raises what `generate` raises, for bad arguments at the call, for damaged weights
+    when they are met. The model is in evaluation only while it computes, so it can be
+    used, or trained, between two tokens.
     """
     knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     _check_knobs(**knobs)
@@ -202,7 +203,7 @@ def generate_stream(
     with torch.inference_mode(False):  # or it could not be filled outside of that mode
         text = torch.empty(
             B, T + max_new_tokens, dtype=tokens.dtype, device=tokens.device
-        )
+        )  # (B, T + new)
         text[:, :T] = tokens
     return _stream(model, text, T, knobs, greedy, use_cache, generator)
 
@@ -226,7 +227,8 @@ def generate(
     values: the same text, sooner. Prompts of a batch have one length. Past
     `block_size`, learned positions see the last `block_size` tokens.
     Raises `TypeError` unless tokens are integers, `ValueError` for an empty prompt, a
-    token out of range or a knob out of range.
+    token, a knob or `max_new_tokens` out of range, and for damaged weights, whose
+    logits are no numbers.
     """
     new = generate_stream(
         model,
@@ -239,13 +241,14 @@ def generate(
         use_cache=use_cache,
         generator=generator,
     )
-    return torch.cat([tokens, *(token[:, None] for token in new)], dim=1)
+    return torch.cat([tokens, *(token[:, None] for token in new)], 1)  # (B, T + new)
 
 # %% ../notebooks/phase4_sampling.ipynb #text-pieces
 def text_pieces(tokenizer, ids) -> Iterator[str]:
     """Decode an iterator of ids piece by piece, holding back half a character.
 
-    A token of bytes may end inside of a character; what follows completes it.
+    A token of bytes may end inside of a character; what follows completes it. Raises
+    `ValueError` for an id out of range.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:

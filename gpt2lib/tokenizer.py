@@ -63,7 +63,8 @@ def _check_ids(ids, vocab_size):
 class CharTokenizer:
     """One token for each distinct character of a text, numbered in code-point order.
 
-    `encode` raises `ValueError` for a character that the text did not hold.
+    Raises `ValueError` unless `characters` are distinct, one at least; `encode` raises
+    it for a character that is not among them.
     """
 
     def __init__(self, characters: Iterable[str]):
@@ -78,7 +79,10 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, text: str) -> "CharTokenizer":
-        """Make a tokenizer for the characters of `text`, which must not be empty."""
+        """Make a tokenizer for the characters of `text`.
+
+        Raises `ValueError` if it is empty, `TypeError` if it is no string.
+        """
         _check_text(text)
         return cls(sorted(set(text)))
 
@@ -101,7 +105,10 @@ class CharTokenizer:
             ) from None
 
     def decode(self, ids) -> str:
-        """Return the text of `ids`, a sequence of integers or a 1-D tensor."""
+        """Return the text of `ids`, a sequence of integers or a 1-D tensor.
+
+        Raises `ValueError` for an id out of range, `TypeError` for one of another type.
+        """
         return "".join(self.characters[i] for i in _check_ids(ids, self.vocab_size))
 
     def save(self, folder) -> None:
@@ -223,7 +230,8 @@ class BPETokenizer:
     """Byte-level byte-pair encoding, as in GPT-2: `decode` inverts `encode`.
 
     Ids: the 256 bytes in the order of `byte_alphabet`, one token for each of `merges`
-    (pairs of ids, in order of rank), last `END_OF_TEXT`. Source: Radford et al. (2019).
+    (pairs of ids, in order of rank), last `END_OF_TEXT`. Raises `ValueError` if two
+    merges make one token. Source: Radford et al. (2019).
     """
 
     def __init__(self, merges: Iterable[tuple[int, int]]):
@@ -242,7 +250,10 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
-        """Learn `vocab_size - 257` merges from `text`, or as many as it has."""
+        """Learn `vocab_size - 257` merges from `text`, or as many as it has.
+
+        Raises `ValueError` for a `vocab_size` below 257, `TypeError` for no string.
+        """
         _check_text(text)
         if index(vocab_size) < 257:
             raise ValueError(
@@ -255,7 +266,8 @@ class BPETokenizer:
     def gpt2(cls) -> "BPETokenizer":
         """Return GPT-2's own tokenizer, from files that this package does not hold.
 
-        Raises `FileNotFoundError` with the command that installs them.
+        Raises `FileNotFoundError` with the command that installs them, `ValueError` if
+        they are damaged.
         """
         return _from_hugging_face(*_read_gpt2_files())
 
@@ -269,7 +281,8 @@ class BPETokenizer:
 
         `END_OF_TEXT` in `text` is ordinary text unless `allowed_special` (a collection
         of strings, or "all") names it. A lone surrogate, which UTF-8 cannot hold, is
-        read as U+FFFD, as tiktoken does.
+        read as U+FFFD, as tiktoken does. Raises `ValueError` for an unknown special
+        token, `TypeError` for no string.
         """
         _check_text(text)
         special = _check_special(allowed_special, known=(END_OF_TEXT,))
@@ -292,7 +305,8 @@ class BPETokenizer:
     def decode(self, ids) -> str:
         """Return the text of `ids`, a sequence of integers or a 1-D tensor.
 
-        Bytes that are no UTF-8, such as part of a character, become U+FFFD.
+        Bytes that are no UTF-8, such as part of a character, become U+FFFD. Raises
+        `ValueError` for an id out of range, `TypeError` for one of another type.
         """
         pieces = [self.tokens[i] for i in _check_ids(ids, self.vocab_size)]
         return b"".join(pieces).decode("utf-8", errors="replace")
@@ -334,7 +348,7 @@ def _find_gpt2_file(packaged, on_hub):
     except metadata.PackageNotFoundError:
         pass
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download  # slow to import, optional
 
         return hf_hub_download("gpt2", on_hub)
     except (ImportError, OSError, ValueError) as error:

@@ -54,7 +54,7 @@ class TrainConfig:
     Raises `ValueError` naming the field, its value and what is allowed.
     """
 
-    data: str = _setting("shakespeare", "shakespeare, hello-world, a file or a folder")
+    data: str = _setting("shakespeare", "a text by its name, a file or a folder")
     out: str = _setting("run", "folder of the result")
     start_from: str = _setting("", "a model to go on from, a folder or a name")
     n_layer: int = _setting(4, "blocks")
@@ -87,7 +87,10 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str, **changes) -> "TrainConfig":
-        """Return the settings of `TRAIN_PRESETS[name]`, some of them changed."""
+        """Return the settings of `TRAIN_PRESETS[name]`, some of them changed.
+
+        Raises `ValueError` for a name that is not there.
+        """
         if name not in TRAIN_PRESETS:
             names = ", ".join(TRAIN_PRESETS)
             raise ValueError(f"name must be one of {names}, got {name!r}")
@@ -220,7 +223,7 @@ def orthogonalise(matrices: Tensor, n_rounds: int = 5) -> Tensor:
 
 # %% ../notebooks/phase6_go_deeper.ipynb #muon-class
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal: an optimizer for the matrices inside a network.
+    """Momentum, made orthogonal: an optimiser for the matrices inside a network.
 
     The arithmetic of `torch.optim.Muon`, but in float32, and matrices of one shape
     together. `parts` is how many matrices lie in one, row upon row, as those of Q, K
@@ -233,6 +236,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """Move every matrix that has a gradient."""
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for matrix in group["params"]:
@@ -251,7 +255,8 @@ class Muon(torch.optim.Optimizer):
             directions.append(matrix.grad.lerp(average, m))  # Nesterov's
         stack = torch.stack(directions)  # (n, out, in)
         rows, columns = stack.size(1) // group["parts"], stack.size(2)
-        updates = orthogonalise(stack.view(-1, rows, columns)).reshape(stack.shape)
+        each = stack.view(-1, rows, columns)  # (n * parts, out / parts, in)
+        updates = orthogonalise(each).reshape(stack.shape)  # (n, out, in)
         rate = group["lr"] * max(1, rows / columns) ** 0.5
         for matrix, update in zip(matrices, updates, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
@@ -259,7 +264,7 @@ class Muon(torch.optim.Optimizer):
 
 # %% ../notebooks/phase6_go_deeper.ipynb #optimizers-class
 class Optimizers:
-    """Optimizers of different parameters that step together, as one for `fit`."""
+    """Optimisers of different parameters that step together, as one for `fit`."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts
@@ -274,17 +279,21 @@ class Optimizers:
             group["lr"] = share * highest
 
     def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
         for part in self.parts:
             part.zero_grad()
 
     def step(self) -> None:
+        """Let each part take its step."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> list[dict]:
+        """Return the state of each part, in order."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict]) -> None:
+        """Give each part its state back; raises `ValueError` for another number."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 
@@ -615,7 +624,7 @@ def _begin(folder, n_parameters):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         needed, free = 32 * n_parameters, shutil.disk_usage(folder).free
-        if free < needed:  # weights and optimizer, each file beside the one it replaces
+        if free < needed:  # weights and optimiser, each file beside the one it replaces
             raise OSError(f"{needed:,} bytes are needed there, {free:,} are free")
         _replace_file(folder / "log.csv", lambda file: None)
     except OSError as error:
@@ -672,7 +681,7 @@ class _Run:
 
 # %% ../notebooks/phase6_go_deeper.ipynb #run-start
 def _restore(config, corpus, device, resume):
-    """Return model, optimizers, steps done, lowest loss and seconds of a run so far."""
+    """Return model, optimisers, steps done, lowest loss and seconds of a run so far."""
     state = None
     if resume:
         settings = replace(_read_settings(config.out), out=config.out)
@@ -749,8 +758,8 @@ class _WithLoss(nn.Module):
         self.model = model
 
     def forward(self, texts):
-        logits = self.model(texts[:, :-1])  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1).float(), texts[:, 1:].flatten())
+        logits = self.model(texts[:, :-1]).flatten(0, 1)  # (B * T, V)
+        return F.cross_entropy(logits.float(), texts[:, 1:].flatten())  # ()
 
 
 def _loss(run, batch):

@@ -22,13 +22,13 @@ def fit(
     before_step: Callable[[int], None] | None = None,
     after_step: Callable | None = None,
 ) -> None:
-    """Update the optimizer's parameters once for each step from `first_step` on.
+    """Update the optimiser's parameters once for each step from `first_step` on.
 
     Steps are numbered `first_step` to `n_steps - 1`. Each takes `accumulate` batches,
     calls `compute_loss(batch)` on each, which returns a scalar, and averages their
     gradients. `before_step(step)` runs when the gradients are there and the update is
     still to come; `after_step(step, loss)` once the update is done, with the mean loss,
-    detached. Raises `ValueError` if the batches end early.
+    detached. Raises `ValueError` if `accumulate` is below 1 or the batches end early.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate!r}")

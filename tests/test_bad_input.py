@@ -12,7 +12,7 @@ from gpt2lib.embeddings import PositionalEmbedding, TokenEmbedding
 from gpt2lib.feedforward import FeedForward
 from gpt2lib.kv_cache import KVCache
 from gpt2lib.language_model import GPT2LMHeadModel, next_token_loss
-from gpt2lib.model import GPT2Model
+from gpt2lib.model import GPT2Model, initialise_weights
 from gpt2lib.training_loop import fit
 
 SMALL = GPT2Config(
@@ -157,6 +157,16 @@ def test_hidden_states_of_another_width(part):
 def test_hidden_states_of_another_rank(part):
     with pytest.raises(ValueError, match=r"x must .*got \(3, 8\)"):
         part(SMALL)(torch.ones(3, 8))
+
+
+@pytest.mark.parametrize("n_layer", [0, -1, 1.5, "2", None, True])
+def test_weights_for_an_impossible_number_of_blocks(n_layer):
+    layer = torch.nn.Linear(2, 2)
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match=r"n_layer must be .* at least 1") as caught:
+        initialise_weights(torch.nn.ModuleDict({"proj": layer}), n_layer)
+    assert repr(n_layer) in str(caught.value)
+    assert torch.equal(layer.weight, before)
 
 
 def test_queries_and_keys_of_two_shapes():

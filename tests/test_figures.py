@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import myst_nb
 import nbformat
 import pytest
-from conftest import HOSTILE, ROOT
+from conftest import HOSTILE, NOTEBOOKS, ROOT
 from IPython.core.interactiveshell import InteractiveShell
 from myst_nb.ext.glue import extract_glue_data_cell
 
@@ -34,6 +34,74 @@ def test_style_measures_on_the_pages_that_the_site_has():
     assert grounds == ["#fff", "#14171a"]
     notebook = (ROOT / "notebooks/appendix_figures.ipynb").read_text("utf-8")
     assert "'#14171a'" in notebook
+
+
+# Of a figure `svg` on the page: how many points its letters cover whole, and the least
+# contrast of one of them with what lies behind it.
+LEGIBLE = """async (svg) => {
+  const page = getComputedStyle(document.documentElement);
+  const img = document.querySelector("img");
+  const canvas = document.createElement("canvas");
+  const brush = canvas.getContext("2d", { willReadFrequently: true });
+  const draw = async (css, ground) => {
+    const drawing = new DOMParser().parseFromString(svg, "image/svg+xml");
+    const style = drawing.createElementNS("http://www.w3.org/2000/svg", "style");
+    style.textContent = css;
+    drawing.documentElement.append(style);
+    const text = new XMLSerializer().serializeToString(drawing);
+    img.src = `data:image/svg+xml,${encodeURIComponent(text)}`;
+    await img.decode();
+    const size = [2 * img.naturalWidth, 2 * img.naturalHeight];
+    [canvas.width, canvas.height] = size;
+    brush.fillStyle = ground;
+    brush.fillRect(0, 0, ...size);
+    brush.filter = getComputedStyle(img).filter;
+    brush.drawImage(img, 0, 0, ...size);
+    return brush.getImageData(0, 0, ...size).data;
+  };
+  const letters = "g[id^=text_]";
+  const only = `svg * { visibility: hidden } ${letters} * { visibility: visible }`;
+  const ink = await draw(only, "transparent");
+  const behind = await draw(
+    `${letters} { display: none }`, page.getPropertyValue("--pst-color-background"));
+  const linear = [...Array(256).keys()].map((byte) =>
+    byte <= 10 ? byte / 255 / 12.92 : ((byte / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = (data, i) => 0.2126 * linear[data[i]] +
+    0.7152 * linear[data[i + 1]] + 0.0722 * linear[data[i + 2]];
+  let points = 0, least = 21;
+  for (let i = 0; i < ink.length; i += 4) {
+    if (ink[i + 3] < 255) continue;
+    const [low, high] = [luminance(ink, i), luminance(behind, i)].sort((a, b) => a - b);
+    points += 1;
+    least = Math.min(least, (high + 0.05) / (low + 0.05));
+  }
+  return [points, least];
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_letters_of_stored_figures_stand_out_from_what_lies_behind(browser, theme):
+    site = (ROOT / "book/_static/site.css").read_text("utf-8")
+    page = browser.new_page()
+    page.set_content(
+        f'<html data-theme="{theme}"><style>{site}</style>'
+        '<div class="bd-content"><div class="cell_output"><img></div></div>'
+    )
+    seen, faint = 0, []
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                svg = output.get("data", {}).get("image/svg+xml")
+                if svg is None:
+                    continue
+                points, least = page.evaluate(LEGIBLE, svg)
+                assert points > 200, f"{path.stem}, {cell.id}: where are its letters?"
+                seen += 1
+                if least < 4.5:
+                    faint.append(f"{path.stem}, {cell.id}: {least:.2f}")
+    page.close()
+    assert not faint, faint
+    assert seen > 30
 
 
 def test_figures_are_the_same_each_time_and_light(book):

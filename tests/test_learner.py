@@ -1,6 +1,7 @@
 """The workbook: each blank fails its check, each reference passes, and the rest is the
 phase's own. Only the cells that a check needs are run."""
 
+import ast
 import contextlib
 import io
 import re
@@ -15,7 +16,7 @@ from nbclient import NotebookClient
 
 from gpt2lib.workbook import Workbook, _standing, reference
 from tools.learner import EXPORT, blank, exercises, files, relinked
-from tools.slices import Notebook
+from tools.slices import Notebook, python_of
 
 matplotlib.use("Agg")
 pytestmark = pytest.mark.usefixtures("cells_leave_nothing")
@@ -126,6 +127,44 @@ def test_exercise_is_fit_for_a_learner(stem, one):
     for check in one["checks"]:
         assert re.search(r"\bassert\b|Assertion|refusal", phase(stem).sources[check])
         assert one["cell"] in phase(stem).needs(check), check
+
+
+def short_messages(source):
+    """Return the assertions of a cell whose message has fewer than three words.
+
+    A message that is a name is taken for what the cell says under that name.
+    """
+    tree, found = ast.parse(python_of(source)), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert) and not isinstance(node.msg, ast.Name):
+            parts = ast.walk(node.msg) if node.msg else ()
+            said = [p.value for p in parts if isinstance(p, ast.Constant)]
+            if len(" ".join(map(str, said)).split()) < 3:
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("stem", PHASES)
+def test_a_check_names_the_likely_mistake(stem):
+    cells = phase(stem).sources
+    checks = {check for one in EXERCISES[stem] for check in one["checks"]}
+    checks |= {i for i in cells if re.fullmatch(r"exercise-\d+-check", i)}
+    short = {i: found for i in checks if (found := short_messages(cells[i]))}
+    assert not short, f"say what was likely done wrong, as a question: {short}"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("assert x == 1", ["assert x == 1"]),
+        ("assert x, 'Seed?'", ["assert x, 'Seed?'"]),
+        ("if x:\n    assert y, f'{y}'", ["assert y, f'{y}'"]),
+        ("%time x\nassert x, f'Is it {x} once?'", []),
+        ("assert x, said", []),
+    ],
+)
+def test_an_assertion_that_says_too_little_is_found(source, found):
+    assert short_messages(source) == found
 
 
 @pytest.mark.parametrize(("stem", "one"), EACH)

@@ -8,9 +8,12 @@ import pytest
 from conftest import NOTEBOOKS
 
 from tools.run_notebooks import clean
+from tools.sections import headings, source
 from tools.slices import python_of
 
 TEXT = ("text/plain", "text/html")
+PREDICT = re.compile(r"\*predict\b(?! first)", re.IGNORECASE)  # `first`: exercises
+ANSWER = re.compile(r"<details\b[^>]*>\s*<summary>(?!Hint)")
 
 
 def read(path):
@@ -169,3 +172,146 @@ def test_exported_names_end_as_the_readers_own(path):
         for name in definitions(cell):
             if isinstance(space[name], type) or callable(space[name]):
                 assert space[name].__module__ == "__main__", name
+
+
+# The prose ----------------------------------------------------------------------------
+
+
+def prose(cells):
+    """Yield (id, line before, line, level and title of a heading) of what is no code.
+
+    A code cell comes as one line of its own; so does a fenced block's every line, which
+    is never a heading.
+    """
+    for cell in cells:
+        marks = {number: mark for number, *mark in headings(cell)}
+        text = source(cell) if cell["cell_type"] == "markdown" else "(code)"
+        before = ""
+        for number, line in enumerate(text.splitlines()):
+            yield cell["id"], before, line, marks.get(number)
+            before = line
+
+
+def stray_predictions(cells):
+    """Return the cells in which a prediction is asked for within a paragraph."""
+    return [
+        name
+        for name, before, line, _ in prose(cells)
+        for asked in PREDICT.finditer(line)
+        if before.strip() or asked.start() != 1 or not line.startswith("**Predict.** ")
+    ]
+
+
+def open_predictions(cells):
+    """Return the cells whose prediction meets no folded answer in its section."""
+    found, waiting = [], None
+    for name, _, line, heading in prose(cells):
+        asks = PREDICT.search(line)
+        if asks or (heading and heading[0] <= 2):
+            found += [waiting] if waiting else []
+            waiting = name if asks else None
+        elif ANSWER.search(line):
+            waiting = None
+    return found + ([waiting] if waiting else [])
+
+
+def bare_headings(cells):
+    """Return (cell, heading, the next) where nothing stands between two headings."""
+    found, last = [], None
+    for name, _, line, heading in prose(cells):
+        if heading:
+            found += [(name, last, heading[1])] if last else []
+            last = heading[1]
+        elif line.strip():
+            last = None
+    return found
+
+
+def test_predictions_begin_a_paragraph(path):
+    stray = stray_predictions(read(path).cells)
+    assert not stray, (
+        f"{path.name}: in {stray} a prediction is asked for in passing; a paragraph of "
+        "its own, which begins with **Predict.**, stops the reader"
+    )
+
+
+def test_predictions_have_a_folded_answer(path):
+    unanswered = open_predictions(read(path).cells)
+    assert not unanswered, (
+        f"{path.name}: no <details> with an answer follows the prediction of "
+        f"{unanswered} before the next prediction or section"
+    )
+
+
+def test_headings_have_something_under_them(path):
+    bare = bare_headings(read(path).cells)
+    assert not bare, f"{path.name}: a sentence is missing between " + "; ".join(
+        f"{one!r} and {two!r} ({cell})" for cell, one, two in bare
+    )
+
+
+FOLD = "<details><summary>Answer</summary>\n\nNo.\n\n</details>"
+HINT = FOLD.replace("Answer", "Hint 1")
+
+
+def markdown(*sources):
+    """Return cells named a, b, c...: code if they begin with a space."""
+    return [
+        {
+            "id": "abcdefgh"[number],
+            "cell_type": "code" if text.startswith(" ") else "markdown",
+            "source": text,
+        }
+        for number, text in enumerate(sources)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "stray"),
+    [
+        ("## Why?\n\n**Predict.** Is it so?", []),
+        ("It may be. **Predict.** Is it so?", ["a"]),
+        ("It may be.\n**Predict.** Is it so?", ["a"]),
+        ("**Predict:** is it so?", ["a"]),
+        ("**Predict** whether.", ["a"]),
+        ("*Predict* whether.", ["a"]),
+        ("*Difficulty 1/5.* **Predict first:** is it so?", []),
+        ("It predicts.", []),
+    ],
+)
+def test_a_prediction_in_passing_is_found(text, stray):
+    assert stray_predictions(markdown(text)) == stray
+
+
+ASKED = "**Predict.** Is it so?"
+
+
+@pytest.mark.parametrize(
+    ("sources", "unanswered"),
+    [
+        ([ASKED, " run()", FOLD], []),
+        ([ASKED, "### By hand", FOLD], []),
+        ([ASKED, " run()", "No."], ["a"]),
+        ([ASKED, " run()", HINT], ["a"]),
+        ([ASKED, "## Next\n\nText.", FOLD], ["a"]),
+        ([ASKED, ASKED, FOLD], ["a"]),
+        ([ASKED, f"{FOLD}\n\n{ASKED}", " run()"], ["b"]),
+        (["**Predict first:** is it so?"], []),
+    ],
+)
+def test_a_prediction_without_an_answer_is_found(sources, unanswered):
+    assert open_predictions(markdown(*sources)) == unanswered
+
+
+@pytest.mark.parametrize(
+    ("sources", "bare"),
+    [
+        (["## One\n\nText.\n\n### Two"], []),
+        (["## One", " run()", "## Two"], []),
+        (["## One\n\n### Two"], [("a", "One", "Two")]),
+        (["## One", "## Two\n\nText."], [("b", "One", "Two")]),
+        (["## One\n\n```\n## no heading\n```", "## Two"], []),
+    ],
+)
+def test_a_heading_with_nothing_under_it_is_found(sources, bare):
+    assert bare_headings(markdown(*sources)) == bare

@@ -15,6 +15,11 @@ EXCEPTIONS = unbound.read_exceptions()
 # The book -----------------------------------------------------------------------------
 
 
+def test_what_readers_and_contributors_read_is_looked_at():
+    names = {path.relative_to(ROOT).as_posix() for path in FILES}
+    assert {"README.md", "CONTRIBUTING.md", "book/making.md"} <= names
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_measured_numbers_come_from_somewhere(path):
     file = path.relative_to(ROOT).as_posix()
@@ -69,6 +74,14 @@ MEASURED = {
     "![A bar at 31 ms.](bars.svg)": ["31 ms"],
     "```{note}\nIt takes 5 ms.\n```\nAnd 6 ms here.": ["5 ms", "6 ms"],
     "```\n1.5\n```\nIt takes 5 ms.": ["5 ms"],
+    "It takes 12 min, or 2 h, or 3 mins.": ["12 min", "2 h", "3 mins"],
+    "It takes 5s, or 30s with the rest.": ["5s", "30s"],
+    "A 5-minute run, a 2-hour one, and 12 secs.": ["5-minute", "2-hour", "12 secs"],
+    "A GPU makes 300 TFLOPS, and 12 percent are used.": ["300 TFLOPS", "12 percent"],
+    "It reads 100M tokens/s, or 20k tokens a minute.": [
+        "100M tokens/s",
+        "20k tokens a minute",
+    ],
     "{cite:t}`a` says so. Ours takes 5 ms.": ["5 ms"],
     "- {cite:t}`a` says 5 ms.\n- Ours takes 6 ms.": ["6 ms"],
     "<details><summary>Answer</summary>\n\nIt takes 5 ms.\n\n</details>": ["5 ms"],
@@ -88,7 +101,8 @@ NOT_MEASURED = [
     "*Difficulty 2/5, 10 minutes.* *Difficulty 3/5, 30 minutes, most of them waiting.*",
     "*Runs in* half a minute on two cores; *reads in* 60 minutes.",
     "12 blocks of 64 features, 1,024 tokens, 8 bits, 12 × 12 heads, 124M.",
-    "In the 1990s, GPT-2 of 2019 and Phase 3, Exercise 2.",
+    "In the 1990s, GPT-2 of 2019 and Phase 3, Exercise 2. Fifteen small GPT-2s.",
+    "12 minor ones, 2 hosts, 3 minds, 4 hooks.",
     "```python\ntime = 1.5\n```",
     "~~~\n5 ms\n~~~",
     "Run\n\n    sleep 1.5\n\n    sleep 2.5\n\nand wait.",
@@ -125,11 +139,12 @@ def test_an_exception_excuses_its_sentence_alone():
 
 
 def markdown(name, text):
-    return {"cell_type": "markdown", "id": name, "source": [text]}
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": [text]}
 
 
-def code(text, outputs=()):
-    return {"cell_type": "code", "id": "code", "source": [text], "outputs": outputs}
+def code(text, outputs=(), **metadata):
+    cell = {"cell_type": "code", "id": "code", "metadata": metadata}
+    return cell | {"source": [text], "outputs": outputs}
 
 
 def stream(text):
@@ -167,9 +182,36 @@ def test_a_setting_is_a_number_of_code_in_its_section():
     assert found_in(*apart[:2], *apart[3:]) == []
 
 
+def test_what_an_assertion_allows_is_no_setting():
+    said = markdown("said", "It ends 0.2 nats higher, after 25 % more time.\n")
+    allowed = "assert gap < 0.2, 'equal'\nassert_close(a, b, rtol=0.25)"
+    checks = f"{allowed}\nfor a in b:\n    torch.testing.{allowed.splitlines()[1]}"
+    assert [number for _, number, _ in found_in(said, code(checks))] == [
+        "0.2 nats",
+        "25 %",
+    ]
+    assert found_in(said, code(f"{checks}\ngap = f(0.2, share=0.25)")) == []
+
+
+def test_one_digit_with_a_unit_is_no_setting():
+    said = markdown("said", "It takes 2 s, 20 s and 2 % of all.\n")
+    count = code("n = 2, 20, 0.02")
+    assert [number for _, number, _ in found_in(said, count)] == ["2 s"]
+
+
+def test_the_sentence_that_once_passed_is_found_in_its_section():
+    path = ROOT / "notebooks" / "phase1_components.ipynb"
+    book = json.loads(path.read_text("utf-8"))
+    [answer] = [cell for cell in book["cells"] if cell["id"] == "race-answer"]
+    answer["source"] += ["\npost-norm ends 0.2 nats higher, after 25 % more time.\n"]
+    found = unbound.check("notebooks/phase1_components.ipynb", json.dumps(book))
+    assert [one.number for one in found] == ["0.2 nats", "25 %"]
+
+
 def test_code_that_python_cannot_read_hides_nothing():
     assert unbound.numbers_in("%matplotlib inline\nrate = 0.5\n!pip 1.5") == {0.5}
-    assert unbound.numbers_in("a = 1_000 + 0x10 + 2j") == {1000, 16, 2j}
+    assert unbound.numbers_in("a = 1_000 + 0x10, True, '2'") == {1000, 16}
+    assert unbound.numbers_in("%%bash\nsleep 1.5 | tail -n 2") == set()
 
 
 ROLE = markdown("role", "It differs by {glue:text}`gap`.")
@@ -204,6 +246,65 @@ def test_a_print_of_another_section_is_too_far():
     made = code("", [glued("gap", "0.12")])
     cells = [markdown("a", "## A"), far, markdown("b", "## B"), made, ROLE]
     assert [why for _, _, why in found_in(*cells)] == ["no output above it prints 0.12"]
+
+
+# What a cell's metadata say -----------------------------------------------------------
+
+TOLD = {
+    "alt": lambda text: {"mystnb": {"image": {"alt": text}}},
+    "caption": lambda text: {"mystnb": {"figure": {"caption": text}}},
+    "hint 1": lambda text: {"learner": {"hints": text}},
+    "hint 2": lambda text: {"learner": {"hints": ["Think.", text]}},
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_a_number_in_words_of_a_cell_is_found(kind):
+    told = TOLD[kind]("First. It falls to 0.31, in 12 ms.")
+    assert found_in(code("show(0.5)", **told)) == [
+        (f"notebooks/a.ipynb#code ({kind})", number, "It falls to 0.31, in 12 ms.")
+        for number in ("0.31", "12 ms")
+    ]
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_words_of_a_cell_may_say_what_outputs_of_the_section_show(kind):
+    told = code("show()", **TOLD[kind]("It falls to 0.31, by 40 %."))
+    for shown in (["0.31 by 40 %"], ["a 0.310\n", "b 0.4"], ["-3.1e-01, 0.40"]):
+        prints = code("print()", [stream(text) for text in shown])
+        assert found_in(markdown("a", "## A"), told, prints) == []
+        assert len(found_in(prints, markdown("a", "## A"), told)) == 2
+    assert found_in(told, code("", [glued("a", "0.31"), glued("b", "40 %")])) == []
+    for other in ("0.312 and 0.4001", "1.0.31, 10.31 and 140 %"):
+        assert len(found_in(told, code("", [stream(other)]))) == 2
+
+
+def test_words_of_a_cell_may_cite_or_say_a_setting():
+    for text in ("It is 0.31.", "It is 0.4 {cite:p}`a`.", "It is `0.4`."):
+        assert found_in(code("rate = 0.31", **TOLD["caption"](text))) == []
+    bound = code("rate = 1\nassert gap < 0.31", **TOLD["alt"]("It is 0.31."))
+    assert len(found_in(bound)) == 1
+
+
+def test_a_figure_that_describes_itself_says_what_its_alt_says():
+    data = {"text/plain": "It is 0.71.", "image/svg+xml": "<text>0.98</text>"}
+    drawn = [{"output_type": "display_data", "metadata": {}, "data": data}]
+    assert found_in(code("plot()", drawn, **TOLD["alt"]("It is 0.71."))) == []
+    assert len(found_in(code("plot()", drawn, **TOLD["alt"]("It is 0.98.")))) == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text/plain": "<Figure size 31x40 with 12 Axes>"},
+        {"text/html": "<script>let a = [31, 40, 12]</script><b style='31 40 12'></b>"},
+    ],
+    ids=["text", "html"],
+)
+def test_what_an_output_does_not_show_binds_nothing(data):
+    drawn = [{"output_type": "display_data", "metadata": {}, "data": data}]
+    told = code("plot()", drawn, **TOLD["alt"]("31 ms, 40 ms and 12 ms."))
+    assert len(found_in(told)) == 3
 
 
 # Templates ----------------------------------------------------------------------------

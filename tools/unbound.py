@@ -1,6 +1,6 @@
 """Find measured numbers in the book's prose that nothing carries.
 
-    python tools/unbound.py                          notebooks, pages, README.md
+    python tools/unbound.py                          all of `SOURCES`
     python tools/unbound.py notebooks/phase1*.ipynb  these alone
 
 A decimal, a percentage, or a number with a measured unit (`UNIT`) counts as measured.
@@ -10,8 +10,13 @@ It must come from somewhere, or stand where it is no measurement:
   that the source holds no number
 - its sentence, list item or row of a table has a citation
 - it is code, mathematics, an address, a version, a guess at a reader's minutes
-- it is a setting: code in the same section of the notebook holds the same value
+- it is a setting: code in the same section of the notebook, assertions apart, holds
+  the same value (not if it is one digit with a unit: `2 s` could be any 2 of the code)
 - `tests/not_measured.toml` says why it is no measurement
+
+In a notebook the alt texts and captions of figures and the hints of the workbook are
+prose too. No role reaches them, so there a number may also stand in what an output of
+the same section prints as text; a figure of the library prints its own description.
 
 `benchmarks/report.py` writes some pages; of these its templates are read instead, and
 those of the directive that makes the tables of the page Numbers. Two more things are
@@ -22,11 +27,9 @@ same section, prints the number, as JupyterLab shows the bare name. Numbers in w
 
 import argparse
 import ast
-import io
 import json
 import re
 import sys
-import tokenize
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -38,17 +41,21 @@ from tools.sections import glued, section_of, source  # noqa: E402
 from tools.slices import python_of  # noqa: E402
 
 EXCEPTIONS = ROOT / "tests" / "not_measured.toml"
-SOURCES = ["notebooks/*.ipynb", "book/*.md", "README.md"]
+SOURCES = ["notebooks/*.ipynb", "book/*.md", "README.md", "CONTRIBUTING.md"]
 SOURCES += ["benchmarks/report*.py", "book/_ext/gpt2book/numbers.py"]  # they write it
 GONE = "\0"  # stands for what is not prose
 
 # What is measured ---------------------------------------------------------------------
 
+MANY = r"(?:[kMBGT]|thousand|million|billion)?\s?"
 UNIT = (
-    r"%|per cent\b|[×x](?!\s?\d|\w)|times\b|-?fold\b"
-    r"|(?:[nmµ]|(?<=\s))s\b|(?:milli|micro)?seconds?\b|minutes?\b|hours?\b|days?\b"
-    r"|[kMGT]i?B\b(?:/s)?|(?:kilo|mega|giga|tera)bytes?\b|[MGT]?FLOPS?/s"
-    r"|[a-z-]+/s\b|(?:million|billion)? ?[a-z-]+ (?:a|per) (?:second|minute)\b"
+    r"%|per ?cent\b|[×x](?!\s?\d|\w)|times\b|-?fold\b"
+    r"|[nmµ]s\b|(?<!\b[12]\d\d0)(?<![A-Za-z]-\d)s\b"  # not the 1990s, not GPT-2s
+    r"|mins?\b|hrs?\b|h\b"
+    r"|-?(?:(?:milli|micro)?sec(?:ond)?s?|minutes?|hours?|days?)\b"
+    r"|[kMGT]i?B\b(?:/s)?|-?(?:kilo|mega|giga|tera)bytes?\b"
+    r"|[kMGTP]?FLOP(?:S\b|s?/s)"
+    rf"|{MANY}[a-z-]+/s\b|{MANY}[a-z-]+ (?:a|per) (?:second|minute|hour|day)\b"
     r"|nats?\b|bits (?:a|per|each)\b|watts?\b|degrees\b"
 )
 NUMBER = re.compile(
@@ -66,11 +73,20 @@ def measured(prose):
     ]
 
 
+def is_setting(match, settings):
+    """Whether code holds the number; one digit with a unit is never taken for one."""
+    small = len(match["digits"]) == 1 and match["unit"] and not is_share(match)
+    return value(match) in settings and not small
+
+
+def is_share(match):
+    return match["unit"] in ("%", "per cent", "percent")
+
+
 def value(match):
     """Return what a number says: 5 % is 0.05."""
     number = float(match["digits"].replace(",", "").replace("−", "-"))
-    share = match["unit"] in ("%", "per cent")
-    return round(number / 100, 12) if share else number
+    return round(number / 100, 12) if is_share(match) else number
 
 
 # What is prose ------------------------------------------------------------------------
@@ -158,10 +174,10 @@ class Found(NamedTuple):
         return f"{self.place}: {self.number}, in: {self.sentence}"
 
 
-def unbound(text, settings=()):
+def unbound(text, settings=(), shown=()):
     """Yield (start, number, sentence) for each unbound number of a Markdown text.
 
-    Numbers whose value is among `settings` are none.
+    Those are none whose value is among `settings`, of code, or `shown`, by outputs.
     """
     plain = prose(text)
     for first, last in blocks(plain):
@@ -172,26 +188,40 @@ def unbound(text, settings=()):
             if in_item or CITED.search(said):
                 continue
             for match in measured(plain[first + start : first + end]):
-                if value(match) not in settings:
+                if value(match) not in shown and not is_setting(match, settings):
                     place = first + start + match.start()
                     yield place, match[0], " ".join(said.split())
 
 
 def numbers_in(code):
-    """Return the values of all numbers in Python, comments and strings apart."""
-    found = set()
+    """Return the values of the numbers in Python; none of those that assertions hold.
+
+    What an assertion allows (a gap below 0.2) is no setting, and no result either.
+    """
     try:
-        for token in tokenize.generate_tokens(io.StringIO(python_of(code)).readline):
-            if token.type == tokenize.NUMBER:
-                number = ast.literal_eval(token.string)
-                found.add(number if isinstance(number, complex) else float(number))
-    except (tokenize.TokenError, IndentationError):
-        pass  # no Python, or not whole: what came before counts
+        found, left = set(), [ast.parse(python_of(code))]
+    except SyntaxError:  # another language, by %%bash or the like
+        return set()
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Assert) or is_assertion(node):
+            continue
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            found.add(float(node.value))
+        left += ast.iter_child_nodes(node)
     return found
+
+
+def is_assertion(node):
+    """Whether a part of a program is a call like `torch.testing.assert_close(...)`."""
+    called = getattr(node, "func", None)
+    name = getattr(called, "attr", getattr(called, "id", ""))
+    return name.startswith("assert")
 
 
 # Notebooks ----------------------------------------------------------------------------
 
+TAGS = re.compile(r"<(script|style|svg)\b[\s\S]*?</\1>|<[^>]*>")
 GLUED = re.compile(r"\{glue(?::\w+)?\}`([^`:]+)[^`]*`")
 
 
@@ -202,8 +232,25 @@ def printed(cell):
         data = output.get("data", {})
         parts.append("".join(output.get("text", "")))
         parts.append("".join(data.get("text/plain", "")))
-        parts.append(re.sub("<[^>]*>", " ", "".join(data.get("text/html", ""))))
+        parts.append(TAGS.sub(" ", "".join(data.get("text/html", ""))))
     return "\n".join(parts)
+
+
+def numbers_printed(cells):
+    """Return the values of the numbers that outputs show as text, or offer to it."""
+    shown = [printed(cell) for cell in cells] + list(glued(cells).values())
+    text = re.sub(r"<Figure size [^>]*>", " ", "\n".join(shown))
+    return {value(match) for match in NUMBER.finditer(text)}
+
+
+def words_of(cell):
+    """Yield (what it is, its text) for what a cell's metadata say to the reader."""
+    figure, learner = (cell["metadata"].get(name, {}) for name in ("mystnb", "learner"))
+    yield "alt", figure.get("image", {}).get("alt", "")
+    yield "caption", figure.get("figure", {}).get("caption", "")
+    hints = learner.get("hints", ())
+    for number, hint in enumerate([hints] if isinstance(hints, str) else hints, 1):
+        yield f"hint {number}", hint
 
 
 def check_notebook(file, text):
@@ -214,13 +261,17 @@ def check_notebook(file, text):
         for cell in cells
     ]
     for n, cell in enumerate(cells):
-        if cell["cell_type"] != "markdown":
-            continue
+        place = f"{file}#{cell['id']}"
         first, last = section_of(cells, n)
         settings = set().union(*code[first:last])
-        for _, number, said in unbound(source(cell), settings):
-            yield Found(f"{file}#{cell['id']}", number, said)
-        yield from check_roles(f"{file}#{cell['id']}", source(cell), cells[:n], first)
+        if cell["cell_type"] == "markdown":
+            for _, number, said in unbound(source(cell), settings):
+                yield Found(place, number, said)
+            yield from check_roles(place, source(cell), cells[:n], first)
+        for kind, words in words_of(cell):
+            shown = numbers_printed(cells[first:last])
+            for _, number, said in unbound(words, settings, shown):
+                yield Found(f"{place} ({kind})", number, said)
 
 
 def check_roles(place, text, above, first):
