@@ -1,8 +1,7 @@
 """The book to take along: the zip and the PDF open, and hold all of the book.
 
-A PDF of four pages is printed on every run, and one of the whole book among the slow
-tests; where `PORTABLE` names the folder of a printed one, that is read in its place.
-The PDF is read by PDFium, which Chromium shows PDFs with, and by qpdf.
+The whole book is printed; where `PORTABLE` names the folder of a printed one, that is
+read in its place. PDFium reads it, which Chromium shows PDFs with, and qpdf.
 """
 
 import json
@@ -20,7 +19,6 @@ from conftest import NOTEBOOKS
 from in_browser import open_tab
 
 from tools.portable import (
-    FRONT,
     NAME,
     article,
     chapters,
@@ -30,7 +28,6 @@ from tools.portable import (
     write_zip,
 )
 
-SOME = [FRONT, "notebooks/play", "notebooks/phase1_components", "book/glossary"]
 POINTS = 72 / 25.4  # in a millimetre
 MARGIN = 18 * POINTS  # of the PDF's pages, left and right
 OVERHANG = 3  # points by which a letter such as j or f leaves its place
@@ -106,8 +103,8 @@ def test_the_model_runs_in_the_unpacked_site(unpacked, browser):
 class Book:
     """A PDF of the book, and what was found in it."""
 
-    def __init__(self, path, site, only):
-        self.site, self.chapters = site, chapters(site, only)
+    def __init__(self, path, site):
+        self.site, self.chapters = site, chapters(site)
         self.pdf = pdfium.PdfDocument(path)
         self.pages = [page.get_textpage() for page in self.pdf]
         self.texts = [page.get_text_range().replace("\r", "") for page in self.pages]
@@ -132,17 +129,14 @@ class Book:
         return [one for one in found if one.get("/S") == kind]
 
 
-WHOLE = pytest.param((), id="whole", marks=pytest.mark.slow)
-
-
-@pytest.fixture(scope="module", params=[pytest.param(SOME, id="four pages"), WHOLE])
-def book(request, site, browser, tmp_path_factory):
+@pytest.fixture(scope="module")
+def book(site, browser, tmp_path_factory):
     path = tmp_path_factory.mktemp("portable") / f"{NAME}.pdf"
-    if "PORTABLE" in os.environ and not request.param:  # what `make portable` wrote
+    if "PORTABLE" in os.environ:  # what `make portable` wrote
         path = Path(os.environ["PORTABLE"]) / path.name
     else:
-        write_pdf(browser, site, path, request.param)
-    return Book(path, site, request.param)
+        write_pdf(browser, site, path)
+    return Book(path, site)
 
 
 def plain(html):

@@ -58,7 +58,7 @@ def write_zip(site, path):
 # The book as one page of HTML ---------------------------------------------------------
 
 
-def chapters(site, only=()):
+def chapters(site):
     """Return the book's pages as the front page lists them, with titles and parts."""
     front = (site / FRONT).with_suffix(".html").read_text("utf-8")
     menu = re.search(r'<nav class="bd-links.*?</nav>', front, re.S)[0]
@@ -68,7 +68,7 @@ def chapters(site, only=()):
         if link:
             page = posixpath.normpath(posixpath.join(posixpath.dirname(FRONT), link))
             found.append(Chapter(page, unescape(title), part))
-    return [chapter for chapter in found if not only or chapter.page in only]
+    return found
 
 
 def article(site, page):
@@ -177,9 +177,9 @@ def pages_of(pdf):
         return {str(name)[1:]: pages[place[0].objgen] for name, place in places.items()}
 
 
-def write_pdf(browser, site, path, only=()):
+def write_pdf(browser, site, path):
     """Print the book; return the path."""
-    found, numbers = chapters(site, only), {}
+    found, numbers = chapters(site), {}
     path.parent.mkdir(parents=True, exist_ok=True)
     tab, faults = open_tab(browser, "file://")
     tab.set_default_timeout(300_000)  # milliseconds: the whole book is a long page
