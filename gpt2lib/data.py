@@ -96,7 +96,10 @@ def load_tinyshakespeare() -> str:
         ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != _TINY_SHA256:
-        raise ValueError(f"{source} is not tinyshakespeare: its SHA-256 is {found}")
+        raise ValueError(
+            f"{source} is not tinyshakespeare: its SHA-256 is {found}. If it is the "
+            "kept copy, delete it, and the text is fetched again"
+        )
     if source == _TINY:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

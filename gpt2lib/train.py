@@ -54,7 +54,9 @@ class TrainConfig:
     Raises `ValueError` naming the field, its value and what is allowed.
     """
 
-    data: str = _setting("shakespeare", "a text by its name, a file or a folder")
+    data: str = _setting(
+        "shakespeare", "shakespeare, tinyshakespeare, hello-world, a file or a folder"
+    )
     out: str = _setting("run", "folder of the result")
     start_from: str = _setting("", "a model to go on from, a folder or a name")
     n_layer: int = _setting(4, "blocks")
